@@ -1,0 +1,2 @@
+//! starnet
+fn main() {}
