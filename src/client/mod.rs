@@ -1,0 +1,1 @@
+//! The client: plans paths, opens sessions, carries packets.

@@ -1,0 +1,87 @@
+//! What goes into the control core and comes out of it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::{
+    dataplane::{
+        command::Command,
+        forwarding::{Identity, Interface, Prefix},
+    },
+    rpc::messages::{NodeName, Request, Response, Roles},
+    wire::ethernet::Mac,
+};
+
+/// What a control core is told at its start.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Addresses, ports, keys and the number of workers.
+    pub identity: Identity,
+    /// Where the node answers control messages.
+    pub control: SocketAddrV4,
+    /// What it is willing to be.
+    pub roles: Roles,
+    /// Slots a worker.
+    pub slots: u32,
+    /// Fans a worker.
+    pub fans: u32,
+    /// NAT bindings a worker.
+    pub bindings: u32,
+    /// NAT bindings one session may have.
+    pub bindings_a_session: u32,
+    /// Interfaces in the driver's order.
+    pub interfaces: Vec<Interface>,
+    /// Exit policy: forbidden destinations (the node's own address is always forbidden).
+    pub deny: Vec<Prefix>,
+    /// Exceptions from it.
+    pub allow: Vec<Prefix>,
+    /// Random at each start.
+    pub boot_epoch: u64,
+    /// Seed of session keys, generations and ports: from the system's random source, or a test's.
+    pub seed: [u8; 32],
+}
+
+/// A request that came from outside and waits for its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u64);
+
+/// A request of ours that waits for its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallId(pub u64);
+
+/// Who asks, as the transport authenticated it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A node, by its certificate.
+    Node(NodeName),
+    /// Anyone without certificate, at a validated address: only its token counts.
+    Client(Ipv4Addr),
+}
+
+/// A change the kernel told of, or the answer to [`Effect::Resolve`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// All routes out of our interfaces as they are now (`interface` is the driver's number).
+    Routes(Vec<crate::dataplane::forwarding::Route>),
+    /// A neighbour's MAC address is known.
+    NeighbourUp { interface: u8, address: Ipv4Addr, mac: Mac },
+    /// A neighbour did not answer, or was removed.
+    NeighbourGone { interface: u8, address: Ipv4Addr },
+    /// An interface changed: carrier, MAC address or MTU.
+    Interface { interface: u8, now: Interface },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Put a command into the ring of a worker.
+    Command { worker: usize, command: Command },
+    /// Answer a request.
+    Respond { request: RequestId, response: Response },
+    /// Ask another node; the result goes to `Control::on_response` under this id, a failure of the transport
+    /// or a time-out as `None`.
+    Call { call: CallId, to: NodeName, address: SocketAddrV4, request: Request },
+    /// Have the kernel resolve a neighbour.
+    Resolve { interface: u8, address: Ipv4Addr },
+}

@@ -1,0 +1,1 @@
+//! The control centre: knows the nodes and what lies between them, issues tokens.

@@ -1,0 +1,104 @@
+//! The protocol of the two rings between the control core and a worker.
+//!
+//! Commands are applied in order, between two sweeps. A session is written bottom-up: links of the fan first,
+//! the slot last, so that a packet never meets a half-written record. What a worker gives up (a freed slot, an
+//! old table) goes back as an event; only then does the control core reuse it. A worker never frees memory.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    conntrack::{Binding, BindingKey, FanInit, FanReport, Link, Role},
+    forwarding::Forwarding,
+    reason::Reason,
+};
+use crate::{Nanos, telemetry::histogram::Histograms};
+
+/// From the control core to a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Starts fan `fan` anew: no links, empty window, counters at zero.
+    InitFan { fan: u32, init: FanInit },
+    /// Sets or clears the link of path `path` in a fan.
+    SetFanLink { fan: u32, path: u8, link: Option<Link> },
+    /// Puts a slot into use, or rewrites it in place (the same generation).
+    SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link },
+    /// Frees a slot of this generation, with `idle_since` only where its stamp is still that one.
+    /// Answered by [`Event::SlotFreed`] or [`Event::SlotKept`].
+    FreeSlot { slot: u32, generation: u16, idle_since: Option<u32> },
+    /// Writes a binding and makes it findable by inside key and by outside port.
+    SetBinding { index: u32, binding: Binding },
+    /// Frees a binding, with `idle_since` only where its stamp is still that one.
+    /// Answered by [`Event::BindingFreed`] or [`Event::BindingKept`].
+    FreeBinding { index: u32, idle_since: Option<u32> },
+    /// The packet waiting under this number goes on where it stopped.
+    Resume { waiting: u32 },
+    /// The packet waiting under this number is dropped, for this reason.
+    Refuse { waiting: u32, reason: Reason },
+    /// Replaces routes, adjacencies, peers and policy. The old ones come back as [`Event::ForwardingRetired`].
+    SetForwarding(Box<Forwarding>),
+    /// Sends a probe to a peer (its index in [`Forwarding::peers`]).
+    SendProbe { peer: u16, sequence: u64 },
+    /// Exchanges the histograms: the worker goes on with these, the filled ones come as [`Event::Histograms`].
+    SwapHistograms(Box<Histograms>),
+    /// Reads the merging state of a fan; answered by [`Event::Fan`].
+    ReadFan { fan: u32, request: u64 },
+}
+
+/// From a worker to the control core.
+#[derive(Debug)]
+pub enum Event {
+    /// A packet waits for the control core.
+    Punt { waiting: u32, cause: PuntCause },
+    /// The slot and its fan are out of use and may be used anew.
+    SlotFreed { slot: u32 },
+    /// The slot had traffic since: it stays.
+    SlotKept { slot: u32 },
+    /// The binding is out of use.
+    BindingFreed { index: u32 },
+    /// The binding had traffic since: it stays.
+    BindingKept { index: u32 },
+    /// A neighbour answered a probe.
+    ProbeAnswered(ProbeAnswer),
+    /// The tables that [`Command::SetForwarding`] replaced, to be freed or reused.
+    ForwardingRetired(Box<Forwarding>),
+    /// The histograms since the last exchange.
+    Histograms(Box<Histograms>),
+    /// The answer to [`Command::ReadFan`].
+    Fan { request: u64, report: FanReport },
+}
+
+/// Why a packet waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PuntCause {
+    /// The exit has no binding for it.
+    NoBinding {
+        /// What the new binding is for.
+        key: BindingKey,
+        /// The first packet's destination.
+        remote: (Ipv4Addr, u16),
+        /// Flags of a TCP segment.
+        tcp_flags: u8,
+    },
+    /// The MAC address of the next hop is not known.
+    NoAdjacency {
+        /// Kernel index of the interface.
+        interface: u32,
+        /// The next hop.
+        next_hop: Ipv4Addr,
+    },
+}
+
+/// One answered probe, on this node's clock but for `remote_received`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeAnswer {
+    /// Index in [`Forwarding::peers`].
+    pub peer: u16,
+    /// As given in [`Command::SendProbe`].
+    pub sequence: u64,
+    /// When the probe was sent.
+    pub sent: Nanos,
+    /// When the neighbour received it, on the neighbour's clock.
+    pub remote_received: Nanos,
+    /// When the answer was received.
+    pub received: Nanos,
+}

@@ -1,0 +1,162 @@
+//! The records of sessions (slots, fans) and of NAT bindings, as a worker holds them.
+//!
+//! A relay needs one [`Slot`], one cache line. An entry or exit needs a [`Fan`] besides: the session's up to
+//! eight paths, its duplicate window and its sequence.
+
+use std::{mem::size_of, net::Ipv4Addr};
+
+use crate::{limits, wire::relay::HopKey};
+
+/// Which slot of which worker: worker (8 bits) | slot (24 bits). Travels in the relay header.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct CtIndex(pub u32);
+
+impl CtIndex {
+    /// Slot `slot` of worker `worker`.
+    pub fn new(worker: usize, slot: u32) -> Self {
+        debug_assert!(worker < limits::WORKERS_MAX && (slot as usize) < limits::CT_SLOTS_MAX);
+        Self((worker as u32) << 24 | slot)
+    }
+
+    /// The worker that owns the slot.
+    #[inline]
+    pub fn worker(self) -> usize {
+        (self.0 >> 24) as usize
+    }
+
+    /// The slot's number in its worker's array.
+    #[inline]
+    pub fn slot(self) -> u32 {
+        self.0 & 0x00ff_ffff
+    }
+}
+
+/// What the session does here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Role {
+    /// Not in use: packets for it are dropped.
+    #[default]
+    Free,
+    /// The client's first node: copies up, merges down.
+    Entry,
+    /// Rewrites in place, one upstream, one downstream.
+    Relay,
+    /// The last node: merges up, translates, copies down.
+    Exit,
+}
+
+/// The other end of one hop: where to send, under which slot and key. `addr` and `port` are also what packets
+/// from there must come from. The key is shared by both ends; the header's kind tells the direction.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Link {
+    /// Address of the other end.
+    pub address: Ipv4Addr,
+    /// Its UDP port. Zero: a client that has not sent an authentic keep-alive yet.
+    pub port: u16,
+    /// Generation of its slot.
+    pub generation: u16,
+    /// Its slot.
+    pub ct_index: CtIndex,
+    /// Key of the tags in both directions.
+    pub key: HopKey,
+}
+
+impl Link {
+    /// The link of an unused place.
+    pub const NONE: Self =
+        Self { address: Ipv4Addr::UNSPECIFIED, port: 0, generation: 0, ct_index: CtIndex(0), key: [0; 16] };
+}
+
+/// A session at this node: one cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Slot {
+    /// Changes with each reuse of the slot; packets of the last use are refused.
+    pub generation: u16,
+    /// What the session does here.
+    pub role: Role,
+    /// Index of the session's [`Fan`] (entry and exit).
+    pub fan: u32,
+    /// Towards the client (entry: the client itself). Unused at an exit.
+    pub up: Link,
+    /// Towards the server. Only a relay's.
+    pub down: Link,
+}
+
+impl Slot {
+    /// A slot that is not in use.
+    pub const FREE: Self = Self { generation: 0, role: Role::Free, fan: 0, up: Link::NONE, down: Link::NONE };
+}
+
+const _: () = assert!(size_of::<Slot>() == 64, "a relay's packet touches one cache line of conntrack");
+
+/// What is written of a new fan; window and counters start at zero.
+#[derive(Clone, Copy, Debug)]
+pub struct FanInit {
+    /// The client's address inside the overlay; inner packets must carry it. Zero: any (tunnel).
+    pub inside: Ipv4Addr,
+    /// The binding of a flow session: found by index, without a hash. `u32::MAX`: a tunnel session.
+    pub binding: u32,
+    /// Largest inner packet in bytes, both ways.
+    pub mtu: u16,
+}
+
+/// No binding: the session is a tunnel.
+pub const NO_BINDING: u32 = u32::MAX;
+
+/// A NAT mapping of the exit: endpoint-independent (RFC 4787 REQ-1) in a tunnel session, fixed to one server
+/// in a flow session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The session it belongs to: a slot of the same worker.
+    pub slot: u32,
+    /// ICMP, TCP or UDP.
+    pub protocol: u8,
+    /// Source address of the client's inner packets.
+    pub inside_address: Ipv4Addr,
+    /// Their source port, or identifier of an ICMP query.
+    pub inside_port: u16,
+    /// Address the server sees.
+    pub outside_address: Ipv4Addr,
+    /// Port or identifier the server sees.
+    pub outside_port: u16,
+    /// The only server (flow session), or `None`: any.
+    pub remote: Option<(Ipv4Addr, u16)>,
+}
+
+/// What a packet of a session without a binding would be bound by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BindingKey {
+    /// The session: a slot of the worker.
+    pub slot: u32,
+    /// ICMP, TCP or UDP.
+    pub protocol: u8,
+    /// Source address of the inner packet.
+    pub address: Ipv4Addr,
+    /// Source port or ICMP identifier of the inner packet.
+    pub port: u16,
+}
+
+/// What one path of a session delivered to this node, where paths merge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PathCounters {
+    /// Copies that arrived authentic, duplicates included.
+    pub received: u64,
+    /// Copies that were the first of their packet.
+    pub first: u64,
+}
+
+/// How a session's merging goes, read on demand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FanReport {
+    /// By path number.
+    pub paths: [PathCounters; limits::PATHS_MAX],
+    /// Highest sequence number received.
+    pub highest: u64,
+    /// Lowest sequence number received in this session: `highest - lowest + 1` were sent.
+    pub lowest: u64,
+    /// The client's address and port as bound at an entry.
+    pub client: Option<(Ipv4Addr, u16)>,
+}

@@ -1,0 +1,134 @@
+//! What a worker shows while it runs: stamps and counters.
+//!
+//! Each value has one writer, the worker, and any number of readers: relaxed loads and stores, no lock and no
+//! read-modify-write instruction.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::reason::Reason;
+
+/// When a slot or binding was last used, and how much it carried. Four share a cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(16))]
+pub struct Stamp {
+    /// Tick of the last packet.
+    pub last_seen: AtomicU32,
+    /// Packets, wrapping.
+    pub packets: AtomicU32,
+    /// Bytes of IP packets.
+    pub bytes: AtomicU64,
+}
+
+impl Stamp {
+    /// A packet of `bytes` at `tick`. Only the owning worker calls this.
+    #[inline]
+    pub fn touch(&self, tick: u32, bytes: usize) {
+        self.last_seen.store(tick, Relaxed);
+        self.packets.store(self.packets.load(Relaxed).wrapping_add(1), Relaxed);
+        self.bytes.store(self.bytes.load(Relaxed) + bytes as u64, Relaxed);
+    }
+
+    /// The first use at `tick`.
+    pub fn reset(&self, tick: u32) {
+        self.last_seen.store(tick, Relaxed);
+        self.packets.store(0, Relaxed);
+        self.bytes.store(0, Relaxed);
+    }
+}
+
+/// Adds to a single-writer counter.
+#[inline]
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed) + n, Relaxed);
+}
+
+/// Nodes of the packet graph, at most; `graph::NODES` has their names.
+pub const NODES_MAX: usize = 24;
+
+/// Counters of one node of the graph.
+#[derive(Debug)]
+pub struct NodeCounters {
+    /// Packets that entered the node.
+    pub packets: AtomicU64,
+    /// Batches in which the node had any.
+    pub batches: AtomicU64,
+    /// Packets that left it for each node.
+    pub next: [AtomicU64; NODES_MAX],
+    /// Packets it dropped, by reason.
+    pub drops: [AtomicU64; Reason::COUNT],
+}
+
+impl Default for NodeCounters {
+    fn default() -> Self {
+        Self {
+            packets: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            next: [const { AtomicU64::new(0) }; NODES_MAX],
+            drops: [const { AtomicU64::new(0) }; Reason::COUNT],
+        }
+    }
+}
+
+/// Counters of a worker; rx + injected = tx + dropped + punted + handed off, and those waiting come back as injected.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Sweeps of the graph, idle ones included.
+    pub sweeps: AtomicU64,
+    /// Sweeps that had at least one packet.
+    pub busy_sweeps: AtomicU64,
+    /// Packets the driver received.
+    pub received: AtomicU64,
+    /// Bytes of them, Ethernet header included.
+    pub received_bytes: AtomicU64,
+    /// Packets that began here: copies, probes, ICMP errors, resumed packets and those handed over to us.
+    pub injected: AtomicU64,
+    /// Packets the driver took for sending.
+    pub sent: AtomicU64,
+    /// Bytes of them.
+    pub sent_bytes: AtomicU64,
+    /// Packets dropped, all reasons.
+    pub dropped: AtomicU64,
+    /// Packets put aside for the control core.
+    pub punted: AtomicU64,
+    /// Packets given to another worker.
+    pub handed_off: AtomicU64,
+    /// Commands applied.
+    pub commands: AtomicU64,
+    /// Packets waiting for the control core now.
+    pub waiting: AtomicU64,
+    /// Slots in use now.
+    pub slots_used: AtomicU64,
+    /// Bindings in use now.
+    pub bindings_used: AtomicU64,
+    /// 1 while the worker sleeps in the kernel for want of packets.
+    pub is_asleep: AtomicU32,
+    /// What the kernel dropped for us because the RX ring was full (XDP_STATISTICS).
+    pub kernel_rx_dropped: AtomicU64,
+    /// What the kernel dropped because the fill ring was empty.
+    pub kernel_fill_empty: AtomicU64,
+}
+
+/// Everything a worker shows.
+#[derive(Debug)]
+pub struct Published {
+    /// By slot.
+    pub slots: Box<[Stamp]>,
+    /// By binding.
+    pub bindings: Box<[Stamp]>,
+    /// By node of the graph.
+    pub nodes: Box<[NodeCounters; NODES_MAX]>,
+    /// Of the worker.
+    pub worker: WorkerCounters,
+}
+
+impl Published {
+    /// Zeroes for this many slots and bindings.
+    pub fn new(slots: usize, bindings: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| Stamp::default()).collect(),
+            bindings: (0..bindings).map(|_| Stamp::default()).collect(),
+            nodes: Box::new(std::array::from_fn(|_| NodeCounters::default())),
+            worker: WorkerCounters::default(),
+        }
+    }
+}

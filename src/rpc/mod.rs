@@ -1,0 +1,3 @@
+//! Control messages and how they travel: QUIC, one stream a request.
+
+pub mod messages;

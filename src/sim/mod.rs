@@ -1,0 +1,1 @@
+//! The overlay in one thread: several nodes over the memory driver, on virtual time, from a seed.

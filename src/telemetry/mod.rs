@@ -1,0 +1,3 @@
+//! What can be seen of a node from outside.
+
+pub mod histogram;

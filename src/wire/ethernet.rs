@@ -1,0 +1,26 @@
+//! Ethernet II.
+
+use super::{read_u16, write};
+
+/// Bytes of the header; the frame check sequence never reaches us.
+pub const HEADER_BYTES: usize = 14;
+
+/// EtherType of IPv4.
+pub const TYPE_IP4: u16 = 0x0800;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// The EtherType, or `None` where the frame is too short for one.
+#[inline]
+pub fn ether_type(frame: &[u8]) -> Option<u16> {
+    (frame.len() >= HEADER_BYTES).then(|| read_u16(frame, 12))
+}
+
+/// Writes the header of a frame that carries IPv4. `frame` must hold at least [`HEADER_BYTES`].
+#[inline]
+pub fn emit(frame: &mut [u8], destination: Mac, source: Mac) {
+    write(frame, 0, &destination);
+    write(frame, 6, &source);
+    write(frame, 12, &TYPE_IP4.to_be_bytes());
+}

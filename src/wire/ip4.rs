@@ -1,0 +1,195 @@
+//! IPv4 (RFC 791).
+
+use std::net::Ipv4Addr;
+
+use super::{checksum, checksum::Delta, read_u16, read_u32, write};
+
+/// Bytes of a header without options.
+pub const HEADER_BYTES: usize = 20;
+
+/// Offset of the total length.
+pub const TOTAL_LENGTH: usize = 2;
+/// Offset of the identification.
+pub const IDENTIFICATION: usize = 4;
+/// Offset of the flags and fragment offset.
+pub const FRAGMENT: usize = 6;
+/// Offset of the time to live.
+pub const TTL: usize = 8;
+/// Offset of the protocol.
+pub const PROTOCOL: usize = 9;
+/// Offset of the header checksum.
+pub const CHECKSUM: usize = 10;
+/// Offset of the source address.
+pub const SOURCE: usize = 12;
+/// Offset of the destination address.
+pub const DESTINATION: usize = 16;
+
+/// Protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// "Don't fragment".
+pub const DONT_FRAGMENT: u16 = 0x4000;
+/// "More fragments" and the offset: zero in an unfragmented packet.
+pub const FRAGMENT_MASK: u16 = 0x3fff;
+
+/// Why bytes are not an IPv4 packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Malformed {
+    /// Fewer bytes than a header, or than the header length says.
+    TooShort,
+    /// The version is not four.
+    Version,
+    /// The header length is below 20 or above the total length, or that above the bytes there are.
+    Length,
+    /// The header checksum is wrong.
+    Checksum,
+}
+
+/// The fields of a checked header.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// Header bytes, options included.
+    pub header_length: usize,
+    /// Bytes of the packet, header included; the slice may be longer (Ethernet padding).
+    pub total_length: usize,
+    /// Flags and fragment offset.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol.
+    pub protocol: u8,
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+}
+
+impl Header {
+    /// True where the packet is one of several fragments.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment & FRAGMENT_MASK != 0
+    }
+
+    /// True where the sender forbids fragmentation.
+    #[inline]
+    pub fn is_dont_fragment(&self) -> bool {
+        self.fragment & DONT_FRAGMENT != 0
+    }
+}
+
+/// Reads and checks a header, checksum included.
+#[inline]
+pub fn parse(packet: &[u8]) -> Result<Header, Malformed> {
+    let header = parse_quoted(packet)?;
+    if header.total_length < header.header_length || header.total_length > packet.len() {
+        return Err(Malformed::Length);
+    }
+    if !checksum::is_valid(&packet[..header.header_length]) {
+        return Err(Malformed::Checksum);
+    }
+    Ok(header)
+}
+
+/// Reads a header quoted by an ICMP error: its packet is cut short and its checksum may be stale.
+#[inline]
+pub fn parse_quoted(packet: &[u8]) -> Result<Header, Malformed> {
+    if packet.len() < HEADER_BYTES {
+        return Err(Malformed::TooShort);
+    }
+    if packet[0] >> 4 != 4 {
+        return Err(Malformed::Version);
+    }
+    let header_length = usize::from(packet[0] & 0xf) * 4;
+    if header_length < HEADER_BYTES || header_length > packet.len() {
+        return Err(Malformed::Length);
+    }
+    Ok(Header {
+        header_length,
+        total_length: usize::from(read_u16(packet, TOTAL_LENGTH)),
+        fragment: read_u16(packet, FRAGMENT),
+        ttl: packet[TTL],
+        protocol: packet[PROTOCOL],
+        source: Ipv4Addr::from_bits(read_u32(packet, SOURCE)),
+        destination: Ipv4Addr::from_bits(read_u32(packet, DESTINATION)),
+    })
+}
+
+/// Writes a header without options, "don't fragment" set, identification zero (RFC 6864: atomic).
+#[inline]
+pub fn emit(packet: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, total_length: u16, ttl: u8) {
+    packet[0] = 0x45;
+    packet[1] = 0;
+    write(packet, TOTAL_LENGTH, &total_length.to_be_bytes());
+    write(packet, IDENTIFICATION, &[0, 0]);
+    write(packet, FRAGMENT, &DONT_FRAGMENT.to_be_bytes());
+    packet[TTL] = ttl;
+    packet[PROTOCOL] = protocol;
+    write(packet, CHECKSUM, &[0, 0]);
+    write(packet, SOURCE, &source.octets());
+    write(packet, DESTINATION, &destination.octets());
+    let field = checksum::of(&packet[..HEADER_BYTES]);
+    write(packet, CHECKSUM, &field.to_be_bytes());
+}
+
+/// Replaces the address at `at` ([`SOURCE`] or [`DESTINATION`]), updates the header checksum, and returns the
+/// change for the checksum of the transport header.
+#[inline]
+pub fn replace_address(packet: &mut [u8], at: usize, new: Ipv4Addr) -> Delta {
+    let old = Ipv4Addr::from_bits(read_u32(packet, at));
+    let delta = Delta::default().address(old, new);
+    write(packet, at, &new.octets());
+    let field = delta.apply(read_u16(packet, CHECKSUM));
+    write(packet, CHECKSUM, &field.to_be_bytes());
+    delta
+}
+
+/// Lowers the time to live by one and updates the checksum. The caller has checked that it is above zero.
+#[inline]
+pub fn decrement_ttl(packet: &mut [u8]) {
+    let old = read_u16(packet, TTL);
+    packet[TTL] -= 1;
+    let field = Delta::default().word(old, read_u16(packet, TTL)).apply(read_u16(packet, CHECKSUM));
+    write(packet, CHECKSUM, &field.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet() -> Vec<u8> {
+        let mut bytes = vec![0u8; 28];
+        emit(&mut bytes, Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2), UDP, 28, 64);
+        bytes
+    }
+
+    #[test]
+    fn an_emitted_header_parses_and_stays_valid_when_changed() {
+        let mut bytes = packet();
+        replace_address(&mut bytes, SOURCE, Ipv4Addr::new(192, 0, 2, 255));
+        decrement_ttl(&mut bytes);
+        let header = parse(&bytes).unwrap();
+        assert_eq!((header.ttl, header.source), (63, Ipv4Addr::new(192, 0, 2, 255)));
+        assert!(header.is_dont_fragment() && !header.is_fragment());
+    }
+
+    #[test]
+    fn lying_lengths_are_refused() {
+        for (at, value, why) in [
+            (0, 0x44, Malformed::Length),
+            (0, 0x4f, Malformed::Length),
+            (0, 0x65, Malformed::Version),
+            (3, 29, Malformed::Length),
+            (8, 1, Malformed::Checksum),
+        ] {
+            let mut bytes = packet();
+            bytes[at] = value;
+            assert_eq!(parse(&bytes).unwrap_err(), why, "byte {at} = {value:#x}");
+        }
+        assert_eq!(parse(&packet()[..19]).unwrap_err(), Malformed::TooShort);
+    }
+}
