@@ -10,3 +10,4 @@ pub mod driver;
 pub mod forwarding;
 pub mod published;
 pub mod reason;
+pub mod window;

@@ -69,7 +69,8 @@ impl Default for NodeCounters {
     }
 }
 
-/// Counters of a worker; rx + injected = tx + dropped + punted + handed off, and those waiting come back as injected.
+/// Counters of a worker; rx + injected = tx + dropped + consumed + punted + handed off after every sweep.
+/// Packets that waited come back as injected.
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
     /// Sweeps of the graph, idle ones included.
@@ -90,6 +91,8 @@ pub struct WorkerCounters {
     pub dropped: AtomicU64,
     /// Packets put aside for the control core.
     pub punted: AtomicU64,
+    /// Packets that ended here because they were for us: probe answers.
+    pub consumed: AtomicU64,
     /// Packets given to another worker.
     pub handed_off: AtomicU64,
     /// Commands applied.
