@@ -1,3 +1,5 @@
 //! Control messages and how they travel: QUIC, one stream a request.
 
+pub mod files;
 pub mod messages;
+pub mod token;
