@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use crate::{
     dataplane::{
         command::Command,
+        conntrack::FanReport,
         forwarding::{Identity, Interface, Prefix},
     },
     rpc::messages::{NodeName, Request, Response, Roles},
@@ -84,4 +85,6 @@ pub enum Effect {
     Call { call: CallId, to: NodeName, address: SocketAddrV4, request: Request },
     /// Have the kernel resolve a neighbour.
     Resolve { interface: u8, address: Ipv4Addr },
+    /// What `Control::read_paths` asked for.
+    FanReport { request: RequestId, report: FanReport },
 }

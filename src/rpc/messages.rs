@@ -303,8 +303,10 @@ pub struct Setup {
     pub path: u8,
     /// The rest of the path, the receiver of this message first.
     pub route: Vec<NodeName>,
-    /// The sender's end of this hop.
+    /// The sender's end of this hop. A repeated Setup carries the same one; another one is another attempt.
     pub upstream: LinkEnd,
+    /// The sender's boot epoch.
+    pub boot_epoch: u64,
 }
 
 /// The path is set up from the answering node on.
@@ -316,6 +318,8 @@ pub struct SetUp {
     pub key: HopKey,
     /// Where the exit sends from.
     pub exit_address: Ipv4Addr,
+    /// The answering node's boot epoch.
+    pub boot_epoch: u64,
 }
 
 /// A node ends a path.
@@ -327,4 +331,6 @@ pub struct Teardown {
     pub session: SessionId,
     /// Path number.
     pub path: u8,
+    /// As in the Setup this ends: a late Teardown of one attempt must not end the next.
+    pub upstream: LinkEnd,
 }
