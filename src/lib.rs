@@ -20,10 +20,11 @@
 //! 6. [`node`]: the process that ties worker threads, control core, kernel and QUIC together.
 //! 7. [`telemetry`]: what can be seen from outside. [`sim`]: the whole overlay in one thread on a virtual clock.
 //!
-//! [`limits`] holds every capacity and how they relate.
+//! [`config_file`] is what their TOML files have in common. [`limits`] holds every capacity and how they relate.
 
 pub mod cli;
 pub mod client;
+pub mod config_file;
 pub mod control;
 pub mod controller;
 pub mod dataplane;

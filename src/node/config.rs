@@ -1,0 +1,558 @@
+//! The configuration of a node. All of it is checked before anything is started.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::{
+    config_file::{ConfigError, ConfigFile},
+    dataplane::forwarding::Prefix,
+    limits,
+    rpc::messages::{NodeName, Roles},
+};
+
+/// Ports a node reserves at least: one for relay packets, the rest for NAT.
+pub const PORTS_MIN: u16 = 1024;
+
+/// UMEM frames of a worker are allocated in steps of one hugepage.
+pub const FRAMES_STEP: u32 = (2 << 20) / limits::FRAME_SIZE as u32;
+
+/// Destinations an exit sends nothing to unless told otherwise: special-purpose addresses (RFC 6890 and its
+/// registry), 6to4 relays (RFC 7526), multicast, and the reserved class E with the limited broadcast address.
+pub const DENY_DEFAULT: [Prefix; 15] = [
+    Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(100, 64, 0, 0), 10),
+    Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Prefix::new(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Prefix::new(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Prefix::new(Ipv4Addr::new(192, 0, 0, 0), 24),
+    Prefix::new(Ipv4Addr::new(192, 0, 2, 0), 24),
+    Prefix::new(Ipv4Addr::new(192, 88, 99, 0), 24),
+    Prefix::new(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 15),
+    Prefix::new(Ipv4Addr::new(198, 51, 100, 0), 24),
+    Prefix::new(Ipv4Addr::new(203, 0, 113, 0), 24),
+    Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// What a node is told by its file.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name, a DNS label.
+    pub name: NodeName,
+    /// The address that peers and clients send to and servers see.
+    pub address: Ipv4Addr,
+    /// Interfaces it serves, by name.
+    pub interfaces: Vec<String>,
+    /// Where it answers control messages.
+    pub control: SocketAddrV4,
+    /// The ports and ICMP identifiers it reserves.
+    pub ports: PortRange,
+    /// What it is willing to be.
+    pub roles: Roles,
+    /// Worker threads.
+    pub workers: usize,
+    /// What a worker does without packets.
+    pub idle: IdlePolicy,
+    /// The operator's UNIX socket.
+    pub socket: PathBuf,
+    /// Files of its identity.
+    pub tls: TlsFiles,
+    /// The control centre.
+    pub controller: SocketAddrV4,
+    /// Sizes of the tables of one worker.
+    pub limits: NodeLimits,
+    /// Destinations the exit does not send to.
+    pub deny: Vec<Prefix>,
+    /// Exceptions from it.
+    pub allow: Vec<Prefix>,
+}
+
+/// Ports from `first` to `last`, both included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortRange {
+    /// The UDP port of relay packets.
+    pub first: u16,
+    /// The last NAT port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// True where `port` is one of them.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// True where some port is in both.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = ();
+
+    /// Reads `40000-49999`.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (first, last) = text.split_once('-').ok_or(())?;
+        let range = Self { first: first.trim().parse().map_err(drop)?, last: last.trim().parse().map_err(drop)? };
+        if range.first <= range.last { Ok(range) } else { Err(()) }
+    }
+}
+
+/// What a worker does while no packet comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdlePolicy {
+    /// Spins for a while, then sleeps in the kernel until a packet comes.
+    #[default]
+    Adaptive,
+    /// Never sleeps: for cores that do nothing else.
+    Busy,
+}
+
+/// Files of a TLS identity, PEM.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// Certificate of the authority that signed all others.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Sizes of the tables of one worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeLimits {
+    /// Conntrack slots.
+    pub slots: u32,
+    /// Sessions that begin or end here (fans).
+    pub sessions: u32,
+    /// NAT bindings.
+    pub bindings: u32,
+    /// NAT bindings of one session.
+    pub bindings_a_session: u32,
+    /// UMEM frames of 2 KiB.
+    pub frames: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: NodeTable,
+    tls: TlsTable,
+    controller: ControllerTable,
+    #[serde(default)]
+    limits: LimitsTable,
+    #[serde(default)]
+    exit: ExitTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeTable {
+    name: Spanned<String>,
+    address: Spanned<String>,
+    interfaces: Spanned<Vec<Spanned<String>>>,
+    control: Spanned<String>,
+    ports: Spanned<String>,
+    roles: Spanned<Vec<Spanned<String>>>,
+    workers: Option<Spanned<usize>>,
+    #[serde(default)]
+    idle: IdlePolicy,
+    socket: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsTable {
+    ca: Spanned<String>,
+    certificate: Spanned<String>,
+    key: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ControllerTable {
+    address: Spanned<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    slots: Option<Spanned<u32>>,
+    sessions: Option<Spanned<u32>>,
+    bindings: Option<Spanned<u32>>,
+    bindings_a_session: Option<Spanned<u32>>,
+    frames: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ExitTable {
+    deny: Option<Vec<Spanned<String>>>,
+    #[serde(default)]
+    allow: Vec<Spanned<String>>,
+}
+
+impl NodeConfig {
+    /// Reads and checks the file at `path`, and that the interfaces and files it names are there.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::from_file(&ConfigFile::read(path)?)
+    }
+
+    /// Checks the text of `file`.
+    pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
+        let File { node, tls, controller, limits, exit } = file.parse()?;
+        let name = read_name(file, &node.name)?;
+        let address: Ipv4Addr = file.parse_field("node.address", &node.address, "an IPv4 address, like 192.0.2.1")?;
+        if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
+            let message = format!("{address} is not allowed: one of the machine's own addresses");
+            return Err(file.error("node.address", node.address.span(), message));
+        }
+        let ports = read_ports(file, &node.ports)?;
+        let control = read_control(file, &node.control, ports)?;
+        let controller = file.parse_field(
+            "controller.address",
+            &controller.address,
+            "an IPv4 address and port, like 192.0.2.1:4400",
+        )?;
+        let workers = match &node.workers {
+            Some(workers) => file.number_in("node.workers", workers, 1..=limits::WORKERS_MAX)?,
+            None => 1,
+        };
+        let socket = match &node.socket {
+            Some(socket) => file.resolve(socket.get_ref()),
+            None => Path::new(super::RUN_DIRECTORY).join(format!("{name}.sock")),
+        };
+        Ok(Self {
+            name,
+            address,
+            interfaces: read_interfaces(file, &node.interfaces)?,
+            control,
+            ports,
+            roles: read_roles(file, &node.roles)?,
+            workers,
+            idle: node.idle,
+            socket,
+            tls: TlsFiles {
+                ca: file.existing_file("tls.ca", &tls.ca)?,
+                certificate: file.existing_file("tls.certificate", &tls.certificate)?,
+                key: file.existing_file("tls.key", &tls.key)?,
+            },
+            controller,
+            limits: read_limits(file, &limits)?,
+            deny: match &exit.deny {
+                Some(prefixes) => read_prefixes(file, "exit.deny", prefixes)?,
+                None => DENY_DEFAULT.to_vec(),
+            },
+            allow: read_prefixes(file, "exit.allow", &exit.allow)?,
+        })
+    }
+}
+
+/// True for a DNS label (RFC 1123) in lower case.
+pub fn is_dns_label(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn read_name(file: &ConfigFile, name: &Spanned<String>) -> Result<NodeName, ConfigError> {
+    if is_dns_label(name.get_ref()) {
+        return Ok(name.get_ref().clone());
+    }
+    let message =
+        format!("'{}' is not a DNS label: 1 to 63 of a-z, 0-9 and '-', neither first nor last a '-'", name.get_ref());
+    Err(file.error("node.name", name.span(), message))
+}
+
+fn read_ports(file: &ConfigFile, value: &Spanned<String>) -> Result<PortRange, ConfigError> {
+    let ports: PortRange = file.parse_field("node.ports", value, "a port range, like 40000-49999")?;
+    let refuse = |message: String| Err(file.error("node.ports", value.span(), message));
+    if ports.first < 1024 {
+        return refuse(format!("'{ports}' is not allowed: ports from 1024 on"));
+    }
+    if ports.last - ports.first < PORTS_MIN - 1 {
+        return refuse(format!("'{ports}' is not allowed: a range of at least {PORTS_MIN} ports"));
+    }
+    Ok(ports)
+}
+
+fn read_control(file: &ConfigFile, value: &Spanned<String>, ports: PortRange) -> Result<SocketAddrV4, ConfigError> {
+    let control: SocketAddrV4 =
+        file.parse_field("node.control", value, "an IPv4 address and port, like 192.0.2.1:4401")?;
+    let refuse = |message: String| Err(file.error("node.control", value.span(), message));
+    if control.ip().is_unspecified() || control.port() == 0 {
+        return refuse(format!("'{control}' is not allowed: others must be able to reach this address and port"));
+    }
+    if ports.contains(control.port()) {
+        return refuse(format!("port {} is not allowed: it is inside node.ports {ports}", control.port()));
+    }
+    Ok(control)
+}
+
+fn read_interfaces(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, ConfigError> {
+    let mut interfaces: Vec<String> = Vec::new();
+    for name in names.get_ref() {
+        let refuse =
+            |message: &str| Err(file.error("node.interfaces", name.span(), format!("'{}' {message}", name.get_ref())));
+        if nix::net::if_::if_nametoindex(name.get_ref().as_str()).is_err() {
+            return refuse("is not an interface of this machine: see `ip link`");
+        }
+        if interfaces.contains(name.get_ref()) {
+            return refuse("is given twice");
+        }
+        interfaces.push(name.get_ref().clone());
+    }
+    match interfaces.len() {
+        1..=255 => Ok(interfaces),
+        count => Err(file.error("node.interfaces", names.span(), format!("{count} are not allowed: 1 to 255 names"))),
+    }
+}
+
+fn read_roles(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> Result<Roles, ConfigError> {
+    let mut roles = Roles { entry: false, relay: false, exit: false };
+    for name in names.get_ref() {
+        match name.get_ref().as_str() {
+            "entry" => roles.entry = true,
+            "relay" => roles.relay = true,
+            "exit" => roles.exit = true,
+            other => {
+                let message = format!("'{other}' is not a role: entry, relay, exit");
+                return Err(file.error("node.roles", name.span(), message));
+            }
+        }
+    }
+    if names.get_ref().is_empty() {
+        return Err(file.error("node.roles", names.span(), "none is not allowed: some of entry, relay, exit"));
+    }
+    Ok(roles)
+}
+
+fn read_limits(file: &ConfigFile, table: &LimitsTable) -> Result<NodeLimits, ConfigError> {
+    let number = |field: &str, value: &Option<Spanned<u32>>, default: u32, most: usize| match value {
+        Some(value) => file.number_in(&format!("limits.{field}"), value, 1..=most as u32),
+        None => Ok(default),
+    };
+    let slots = number("slots", &table.slots, 65_536, limits::CT_SLOTS_MAX)?;
+    let bindings = number("bindings", &table.bindings, 65_536, limits::CT_SLOTS_MAX)?;
+    let frames = match &table.frames {
+        None => 4 * FRAMES_STEP,
+        Some(value) => {
+            let frames = file.number_in("limits.frames", value, 4 * FRAMES_STEP..=1 << 20)?;
+            if !frames.is_multiple_of(FRAMES_STEP) {
+                let message = format!("{frames} is not allowed: a multiple of {FRAMES_STEP} (2 MiB)");
+                return Err(file.error("limits.frames", value.span(), message));
+            }
+            frames
+        }
+    };
+    Ok(NodeLimits {
+        slots,
+        sessions: number("sessions", &table.sessions, slots.min(8192), slots as usize)?,
+        bindings,
+        bindings_a_session: number(
+            "bindings_a_session",
+            &table.bindings_a_session,
+            bindings.min(1024),
+            bindings as usize,
+        )?,
+        frames,
+    })
+}
+
+fn read_prefixes(file: &ConfigFile, field: &str, values: &[Spanned<String>]) -> Result<Vec<Prefix>, ConfigError> {
+    values.iter().map(|v| v.get_ref().parse().map_err(|message: String| file.error(field, v.span(), message))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"[node]
+name = "fra1"
+address = "192.0.2.1"
+interfaces = ["lo"]
+control = "192.0.2.1:4401"
+ports = "40000-49999"
+roles = ["entry", "exit"]
+[tls]
+ca = "ca.pem"
+certificate = "ca.pem"
+key = "ca.pem"
+[controller]
+address = "192.0.2.9:4400"
+"#;
+
+    /// Reads `GOOD` with one text replaced; errors without the folder.
+    fn read(old: &str, new: &str) -> Result<NodeConfig, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), "").unwrap();
+        assert!(GOOD.contains(old), "the test replaces nothing");
+        let file = ConfigFile::new(folder.path().join("node.toml"), GOOD.replace(old, new));
+        let prefix = format!("{}/", folder.path().display());
+        NodeConfig::from_file(&file).map_err(|error| error.to_string().replace(&prefix, ""))
+    }
+
+    fn refusal(old: &str, new: &str) -> String {
+        read(old, new).expect_err("the file must be refused")
+    }
+
+    #[test]
+    fn a_short_file_gets_the_defaults() {
+        let config = read("fra1", "fra1").unwrap();
+        assert_eq!(config.ports, PortRange { first: 40_000, last: 49_999 });
+        assert_eq!(config.roles, Roles { entry: true, relay: false, exit: true });
+        assert_eq!((config.workers, config.idle), (1, IdlePolicy::Adaptive));
+        assert_eq!(config.socket, Path::new("/run/starnet/fra1.sock"));
+        assert_eq!(config.deny, DENY_DEFAULT);
+        assert_eq!(config.limits.slots, 65_536);
+        assert!(config.tls.ca.ends_with("ca.pem"));
+    }
+
+    #[test]
+    fn a_name_that_is_no_dns_label_is_refused() {
+        for name in ["Fra1", "fra_1", "-fra", "fra-", "", "a.b"] {
+            assert_eq!(
+                refusal("fra1", name),
+                format!(
+                    "node.toml:2: node.name: '{name}' is not a DNS label: 1 to 63 of a-z, 0-9 and '-', \
+                     neither first nor last a '-'"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_nobody_can_send_to_is_refused() {
+        assert_eq!(
+            refusal("\"192.0.2.1\"", "\"192.0.2\""),
+            "node.toml:3: node.address: '192.0.2' is not an IPv4 address, like 192.0.2.1"
+        );
+        assert_eq!(
+            refusal("\"192.0.2.1\"", "\"0.0.0.0\""),
+            "node.toml:3: node.address: 0.0.0.0 is not allowed: one of the machine's own addresses"
+        );
+    }
+
+    #[test]
+    fn interfaces_must_exist_and_be_named_once() {
+        assert_eq!(
+            refusal("\"lo\"", "\"lo\", \"nosuch0\""),
+            "node.toml:4: node.interfaces: 'nosuch0' is not an interface of this machine: see `ip link`"
+        );
+        assert_eq!(refusal("\"lo\"", "\"lo\", \"lo\""), "node.toml:4: node.interfaces: 'lo' is given twice");
+        assert_eq!(refusal("\"lo\"", ""), "node.toml:4: node.interfaces: 0 are not allowed: 1 to 255 names");
+    }
+
+    #[test]
+    fn a_control_port_must_be_reachable_and_outside_the_range() {
+        assert_eq!(
+            refusal("192.0.2.1:4401", "192.0.2.1:40001"),
+            "node.toml:5: node.control: port 40001 is not allowed: it is inside node.ports 40000-49999"
+        );
+        assert_eq!(
+            refusal("192.0.2.1:4401", "0.0.0.0:4401"),
+            "node.toml:5: node.control: '0.0.0.0:4401' is not allowed: others must be able to reach this address and port"
+        );
+        assert_eq!(
+            refusal("192.0.2.1:4401", "4401"),
+            "node.toml:5: node.control: '4401' is not an IPv4 address and port, like 192.0.2.1:4401"
+        );
+    }
+
+    #[test]
+    fn a_port_range_must_be_one_and_wide_enough() {
+        for (range, text) in [
+            ("49999-40000", "'49999-40000' is not a port range, like 40000-49999"),
+            ("40000", "'40000' is not a port range, like 40000-49999"),
+            ("40000-70000", "'40000-70000' is not a port range, like 40000-49999"),
+            ("80-9000", "'80-9000' is not allowed: ports from 1024 on"),
+            ("40000-41022", "'40000-41022' is not allowed: a range of at least 1024 ports"),
+        ] {
+            assert_eq!(refusal("40000-49999", range), format!("node.toml:6: node.ports: {text}"));
+        }
+        assert!(read("40000-49999", "40000-41023").is_ok());
+    }
+
+    #[test]
+    fn a_role_must_be_one_of_three() {
+        assert_eq!(
+            refusal("\"exit\"", "\"exit\", \"router\""),
+            "node.toml:7: node.roles: 'router' is not a role: entry, relay, exit"
+        );
+        assert_eq!(
+            refusal("\"entry\", \"exit\"", ""),
+            "node.toml:7: node.roles: none is not allowed: some of entry, relay, exit"
+        );
+    }
+
+    #[test]
+    fn workers_and_idle_keep_to_what_is_allowed() {
+        assert_eq!(refusal("[tls]", "workers = 65\n[tls]"), "node.toml:8: node.workers: 65 is not allowed: 1 to 64");
+        assert_eq!(
+            refusal("[tls]", "idle = \"lazy\"\n[tls]"),
+            "node.toml:8: node.idle: unknown variant `lazy`, expected `adaptive` or `busy`"
+        );
+        assert_eq!(read("[tls]", "idle = \"busy\"\n[tls]").unwrap().idle, IdlePolicy::Busy);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        assert_eq!(
+            refusal("key = \"ca.pem\"", "key = \"key.pem\""),
+            "node.toml:11: tls.key: key.pem: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn a_control_centre_must_have_an_address_and_port() {
+        assert_eq!(
+            refusal("192.0.2.9:4400", "controller.example"),
+            "node.toml:13: controller.address: 'controller.example' is not an IPv4 address and port, like 192.0.2.1:4400"
+        );
+    }
+
+    #[test]
+    fn limits_keep_to_what_a_worker_can_hold() {
+        let with = |line: &str| refusal("[controller]", &format!("[limits]\n{line}\n[controller]"));
+        assert_eq!(with("slots = 0"), "node.toml:13: limits.slots: 0 is not allowed: 1 to 16777216");
+        assert_eq!(with("slots = 100\nsessions = 101"), "node.toml:14: limits.sessions: 101 is not allowed: 1 to 100");
+        assert_eq!(
+            with("frames = 5000"),
+            "node.toml:13: limits.frames: 5000 is not allowed: a multiple of 1024 (2 MiB)"
+        );
+        assert_eq!(with("frames = 1024"), "node.toml:13: limits.frames: 1024 is not allowed: 4096 to 1048576");
+        assert_eq!(
+            with("slot = 1"),
+            "node.toml:13: limits.slot: unknown field `slot`, expected one of `slots`, `sessions`, `bindings`, \
+             `bindings_a_session`, `frames`"
+        );
+    }
+
+    #[test]
+    fn exit_prefixes_are_checked_and_replace_the_default() {
+        let with = |line: &str| read("[controller]", &format!("[exit]\n{line}\n[controller]"));
+        assert_eq!(
+            with("allow = [\"10.0.0.1/8\"]").unwrap_err(),
+            "node.toml:13: exit.allow: '10.0.0.1/8' has bits set after its prefix length; did you mean 10.0.0.0/8?"
+        );
+        assert_eq!(with("deny = []").unwrap().deny, []);
+        assert_eq!(with("allow = [\"198.51.100.0/24\"]").unwrap().allow, ["198.51.100.0/24".parse().unwrap()]);
+    }
+}

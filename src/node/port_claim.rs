@@ -1,0 +1,158 @@
+//! Which node of this machine uses which ports of an address, so that two never take packets from each other.
+//!
+//! Each running node keeps one file locked (flock) in the claims directory, by default
+//! `/run/starnet/ports/NETNS-ADDRESS-FIRST-LAST`, with its name inside. A lock ends with its process, so a file
+//! whose lock can be taken was left by a crash and is removed. Claims of different network namespaces do not meet.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    net::Ipv4Addr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::config::PortRange;
+
+/// A range of ports of an address, ours until this is dropped.
+#[derive(Debug)]
+pub struct PortClaim {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why a range could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another running node has some of the ports.
+    #[error("node.ports: {wanted} of {address} overlap {taken}, in use by node '{owner}' ({})", .file.display())]
+    Taken {
+        /// The address.
+        address: Ipv4Addr,
+        /// What was asked for.
+        wanted: PortRange,
+        /// What the other node has.
+        taken: PortRange,
+        /// The other node's name.
+        owner: String,
+        /// Its claim.
+        file: PathBuf,
+    },
+    /// The claims directory cannot be used.
+    #[error("cannot write in {}: {error}", .directory.display())]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// What the kernel says.
+        error: io::Error,
+    },
+}
+
+impl PortClaim {
+    /// Claims `wanted` of `address` for node `name` in `directory`, which is made where missing.
+    pub fn new(directory: &Path, name: &str, address: Ipv4Addr, wanted: PortRange) -> Result<Self, ClaimError> {
+        let failed = |error| ClaimError::Directory { directory: directory.to_owned(), error };
+        fs::create_dir_all(directory).map_err(failed)?;
+        // One at a time: between looking for others and writing our own, nobody may do the same.
+        let gate = File::create(directory.join(".lock")).map_err(failed)?;
+        gate.lock().map_err(failed)?;
+
+        let prefix = format!("{}-{address}-", network_namespace().map_err(failed)?);
+        for entry in fs::read_dir(directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let range = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(&prefix));
+            let Some(taken) = range.and_then(|range| range.parse::<PortRange>().ok()) else { continue };
+            let Some(owner) = owner_of(&path).map_err(failed)? else { continue };
+            if taken.overlaps(wanted) {
+                return Err(ClaimError::Taken { address, wanted, taken, owner, file: path });
+            }
+        }
+
+        let path = directory.join(format!("{prefix}{wanted}"));
+        let mut lock = File::create(&path).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        lock.write_all(name.as_bytes()).map_err(failed)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl Drop for PortClaim {
+    fn drop(&mut self) {
+        // Left behind at worst: the next claim finds it unlocked and removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The name of the running node that holds the claim at `path`; `None` where it has ended.
+fn owner_of(path: &Path) -> io::Result<Option<String>> {
+    let mut file = match OpenOptions::new().read(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let mut name = String::new();
+            file.read_to_string(&mut name)?;
+            Ok(Some(name))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+        Ok(()) => {
+            fs::remove_file(path)?;
+            Ok(None)
+        }
+    }
+}
+
+/// The number of our network namespace.
+fn network_namespace() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/net")?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+    fn range(text: &str) -> PortRange {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_overlapping_range_is_refused_with_the_owners_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        let error = PortClaim::new(folder.path(), "fra2", ADDRESS, range("49999-59999")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("node.ports: 49999-59999 of 192.0.2.1 overlap 40000-49999, in use by node 'fra1' ("),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn other_ranges_and_other_addresses_are_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        let _next = PortClaim::new(folder.path(), "fra2", ADDRESS, range("50000-59999")).unwrap();
+        let _other = PortClaim::new(folder.path(), "fra3", Ipv4Addr::LOCALHOST, range("40000-49999")).unwrap();
+    }
+
+    #[test]
+    fn a_range_is_free_again_after_its_node_and_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap());
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [".lock"]);
+        PortClaim::new(folder.path(), "fra2", ADDRESS, range("40000-49999")).unwrap();
+    }
+
+    #[test]
+    fn the_claim_of_a_crashed_node_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(format!("{}-{ADDRESS}-40000-41999", network_namespace().unwrap()));
+        fs::write(&left, "dead").unwrap();
+        let _claim = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        assert!(!left.exists());
+    }
+}
