@@ -1,1 +1,3 @@
 //! The client: plans paths, opens sessions, carries packets.
+
+pub mod planner;
