@@ -4,10 +4,26 @@
 //! [`command::Command`] over an SPSC ring and hears from it by [`command::Event`] over another; what must be
 //! seen at any time ([`published`]) is single-writer relaxed atomics.
 
+//!
+//! The way of a packet: [`driver`] -> [`worker`] (the loop) -> [`graph`] (the order) -> `nodes/` (one file a
+//! node) -> [`driver`].
+
+pub mod bindings;
 pub mod command;
 pub mod conntrack;
+pub mod context;
 pub mod driver;
+pub mod fan;
 pub mod forwarding;
+pub mod graph;
+pub mod handoff;
+mod nat;
+mod nodes;
+mod outer;
+pub mod packet;
 pub mod published;
 pub mod reason;
+pub mod route_cache;
+pub mod waiting;
 pub mod window;
+pub mod worker;

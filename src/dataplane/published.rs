@@ -24,6 +24,12 @@ impl Stamp {
     #[inline]
     pub fn touch(&self, tick: u32, bytes: usize) {
         self.last_seen.store(tick, Relaxed);
+        self.count(bytes);
+    }
+
+    /// A packet of `bytes` that does not keep the slot or binding alive: one from the server's side.
+    #[inline]
+    pub fn count(&self, bytes: usize) {
         self.packets.store(self.packets.load(Relaxed).wrapping_add(1), Relaxed);
         self.bytes.store(self.bytes.load(Relaxed) + bytes as u64, Relaxed);
     }

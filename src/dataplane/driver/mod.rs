@@ -4,6 +4,8 @@
 //! transmit ring), the worker (from `receive` or `allocate` until `transmit` or `release`). A packet is a
 //! range of a frame and may start anywhere in it.
 
+pub mod memory;
+
 use std::time::Duration;
 
 use crate::limits::FRAME_SIZE;

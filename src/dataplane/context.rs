@@ -1,0 +1,172 @@
+//! What the nodes of the graph work on: the packet slots and the worker's tables.
+//!
+//! Nothing in here knows the driver: frames for copies come from a stock that the worker fills before each
+//! sweep, frames of finished packets go to a list that it empties after.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use super::{
+    bindings::Bindings,
+    command::{Event, PuntCause},
+    conntrack::Slot,
+    driver::Frames,
+    fan::Fan,
+    forwarding::Identity,
+    graph::{NODE_COUNT, NODES, NodeId, Verdict},
+    handoff::HandedOver,
+    packet::{Bitmap, Packet},
+    published::{Published, add},
+    reason::Reason,
+    route_cache::RouteCache,
+    waiting::Waiting,
+};
+use crate::{Nanos, limits::PACKET_SLOTS};
+
+/// State of one worker, the driver apart.
+pub struct Context {
+    /// When this sweep began.
+    pub now: Nanos,
+    /// The same in ticks of the last-seen stamps.
+    pub tick: u32,
+    /// This worker's number.
+    pub index: usize,
+    /// The node's addresses and keys.
+    pub identity: Identity,
+    /// Metadata of the packet slots.
+    pub packets: Box<[Packet; PACKET_SLOTS]>,
+    /// Why a packet on its way to `punt` goes there.
+    pub punts: Box<[PuntCause; PACKET_SLOTS]>,
+    /// Sessions.
+    pub slots: Box<[Slot]>,
+    /// Their fans.
+    pub fans: Box<[Fan]>,
+    /// NAT bindings.
+    pub bindings: Bindings,
+    /// Routes, adjacencies, peers and policy.
+    pub routes: RouteCache,
+    /// What others may look at.
+    pub published: Arc<Published>,
+    /// Packets put aside for the control core.
+    pub waiting: Waiting,
+    /// To the control core.
+    pub events: rtrb::Producer<Event>,
+    /// To the other workers.
+    pub handoff: Vec<Option<rtrb::Producer<HandedOver>>>,
+    /// Workers that were handed packets in this sweep, one bit each.
+    pub handed_to: u64,
+    /// ICMP errors that may still be sent in this tick.
+    pub icmp_budget: u32,
+    pub(super) free: Bitmap,
+    pub(super) pending: [Bitmap; NODE_COUNT],
+    pub(super) spare: Vec<u32>,
+    pub(super) finished: Vec<u32>,
+}
+
+impl Context {
+    /// Runs `decide` on each packet of a batch and moves the packet on.
+    #[inline]
+    pub fn each(
+        &mut self,
+        frames: &mut Frames,
+        batch: Bitmap,
+        node: NodeId,
+        decide: impl Fn(&mut Self, &mut Frames, usize) -> Verdict,
+    ) {
+        for slot in batch {
+            let verdict = decide(self, frames, slot);
+            self.leave(slot, node, verdict);
+        }
+    }
+
+    /// A packet leaves `node`. Every packet does so exactly once.
+    #[inline]
+    pub fn leave(&mut self, slot: usize, node: NodeId, verdict: Verdict) {
+        let counters = &self.published.nodes[node as usize];
+        match verdict {
+            Verdict::Next(next) => {
+                debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
+                add(&counters.next[next as usize], 1);
+                self.pending[next as usize].insert(slot);
+            }
+            Verdict::Drop(reason) => {
+                add(&counters.drops[reason as usize], 1);
+                add(&self.published.worker.dropped, 1);
+                self.finish(slot);
+            }
+            Verdict::Consumed => {
+                add(&self.published.worker.consumed, 1);
+                self.finish(slot);
+            }
+        }
+    }
+
+    /// A packet begins here instead of at the driver: it takes a slot and goes to `node`. `None`: no slot is
+    /// free, and the frame is still the caller's.
+    #[inline]
+    pub fn inject(&mut self, packet: Packet, node: NodeId) -> Option<usize> {
+        let slot = self.free.pop()?;
+        self.packets[slot] = packet;
+        self.pending[node as usize].insert(slot);
+        add(&self.published.worker.injected, 1);
+        Some(slot)
+    }
+
+    /// A copy of the packet in `slot`, in a slot and frame of its own, on its way from `node` to `next`. Where
+    /// there is no room the copy counts as dropped.
+    #[inline]
+    pub fn copy(&mut self, frames: &mut Frames, slot: usize, node: NodeId, next: NodeId) -> Option<usize> {
+        let original = self.packets[slot];
+        add(&self.published.worker.injected, 1);
+        let (copy, frame) = match (self.free.is_empty(), self.spare.pop()) {
+            (false, Some(frame)) => (self.free.pop().expect("not empty"), frame),
+            (_, frame) => {
+                self.spare.extend(frame);
+                add(&self.published.nodes[node as usize].drops[Reason::NoSlot as usize], 1);
+                add(&self.published.worker.dropped, 1);
+                return None;
+            }
+        };
+        frames.copy(original.frame, frame, original.range());
+        self.packets[copy] = Packet { frame, ..original };
+        add(&self.published.nodes[node as usize].next[next as usize], 1);
+        self.pending[next as usize].insert(copy);
+        Some(copy)
+    }
+
+    /// To the control core with it; it goes on at `resume_at` when that answers.
+    #[inline]
+    pub fn punt(&mut self, slot: usize, cause: PuntCause, resume_at: NodeId) -> Verdict {
+        self.punts[slot] = cause;
+        self.packets[slot].resume_at = resume_at;
+        Verdict::Next(NodeId::Punt)
+    }
+
+    /// To `worker` with it; it goes on at `resume_at` there.
+    #[inline]
+    pub fn hand_off(&mut self, slot: usize, worker: usize, resume_at: NodeId) -> Verdict {
+        if self.packets[slot].has_waited {
+            return Verdict::Drop(Reason::NotAfterHandoff);
+        }
+        self.packets[slot].worker = worker as u8;
+        self.packets[slot].resume_at = resume_at;
+        Verdict::Next(NodeId::Handoff)
+    }
+
+    /// The slot is free again, and so is its frame.
+    #[inline]
+    pub(super) fn finish(&mut self, slot: usize) {
+        self.finished.push(self.packets[slot].frame);
+        self.free.insert(slot);
+    }
+
+    /// The slot is free again; its frame has a new owner.
+    #[inline]
+    pub(super) fn finish_without_frame(&mut self, slot: usize) {
+        self.free.insert(slot);
+    }
+
+    /// The count of one drop reason at one node, for tests and `show`.
+    pub fn drops(&self, node: NodeId, reason: Reason) -> u64 {
+        self.published.nodes[node as usize].drops[reason as usize].load(Relaxed)
+    }
+}

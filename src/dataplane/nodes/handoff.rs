@@ -1,0 +1,41 @@
+//! Gives a packet to the worker that owns its slot or port.
+//!
+//! Path: relay_input | nat_out2in -> here -> another worker | drop.
+//! Reads: worker, resume_at, everything of the packet.
+
+use super::super::{driver::Frames, handoff::HandedOver, packet::Bitmap, published::add};
+use super::prelude::*;
+use crate::limits::PACKET_BYTES_MAX;
+
+/// The node's entry in the graph.
+pub(in crate::dataplane) const NODE: Node = Node { id: NodeId::Handoff, name: "handoff", next: &[], process: handoff };
+
+fn handoff(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
+    for slot in batch {
+        let packet = context.packets[slot];
+        let bytes = packet.bytes(frames);
+        let worker = usize::from(packet.worker);
+        let ring = context.handoff.get_mut(worker).and_then(Option::as_mut);
+        let pushed = ring.filter(|ring| !ring.is_full() && bytes.len() <= PACKET_BYTES_MAX).map(|ring| {
+            let mut over = HandedOver {
+                node: packet.resume_at,
+                received: packet.received,
+                interface: packet.interface,
+                protocol: packet.protocol,
+                l3: packet.l3 - packet.offset,
+                l4: packet.l4 - packet.offset,
+                length: packet.length,
+                bytes: [0; PACKET_BYTES_MAX],
+            };
+            over.bytes[..bytes.len()].copy_from_slice(bytes);
+            ring.push(over).is_ok()
+        });
+        if pushed != Some(true) {
+            context.leave(slot, NodeId::Handoff, Verdict::Drop(Reason::HandoffFull));
+            continue;
+        }
+        context.handed_to |= 1 << worker;
+        add(&context.published.worker.handed_off, 1);
+        context.finish(slot);
+    }
+}

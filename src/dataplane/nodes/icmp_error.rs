@@ -1,0 +1,56 @@
+//! Tells a packet's sender by ICMP why it goes no further (RFC 792, RFC 1812 section 4.3.2).
+//!
+//! Path: nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
+//! Reads: l3, from_inside, slot, icmp_type, icmp_code, icmp_mtu. Writes: offset, length, l3, l4, kind, destination.
+//!
+//! Sent only within a budget a tick, and never about an ICMP error, a fragment's tail, or a packet from an
+//! address that is nobody's (RFC 1122 section 3.2.2).
+
+use super::prelude::*;
+use crate::{
+    dataplane::outer,
+    wire::{checksum, icmp, ip4, relay, write},
+};
+
+node!(IcmpError, "icmp_error", [ExitDown, IpOutput], icmp_error);
+
+/// ICMP errors a worker sends a tick, at most: 1000 a second.
+pub(in crate::dataplane) const ERRORS_A_TICK: u32 = 100;
+
+/// The error, its own headers included, is at most as long as every host must accept (RFC 1812 4.3.2.3).
+const LENGTH_MAX: usize = 576;
+
+/// Bytes before the quoted packet.
+const HEADERS: usize = ip4::HEADER_BYTES + icmp::HEADER_BYTES;
+
+fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
+    let packet = &mut context.packets[slot];
+    let Ok(header) = ip4::parse(packet.ip(frames)) else { return Verdict::Drop(Reason::ErrorUnanswered) };
+    let is_error = header.protocol == ip4::ICMP
+        && packet.transport(frames).first().is_none_or(|kind| !matches!(*kind, icmp::ECHO_REQUEST | icmp::ECHO_REPLY));
+    let source = header.source;
+    let is_nobody = source.is_unspecified() || source.is_multicast() || source.is_broadcast() || source.is_loopback();
+    if is_error || is_nobody || header.fragment & 0x1fff != 0 || context.icmp_budget == 0 {
+        return Verdict::Drop(Reason::ErrorUnanswered);
+    }
+    context.icmp_budget -= 1;
+
+    let quoted = header.total_length.min(LENGTH_MAX - HEADERS);
+    packet.length = packet.l3 - packet.offset + quoted as u16;
+    outer::place(packet, usize::from(packet.l3) - HEADERS);
+    packet.protocol = ip4::ICMP;
+    packet.destination = source;
+    packet.kind = relay::Kind::DataDown;
+    let packet = *packet;
+    let ip = packet.ip(frames);
+    let length = ip.len() as u16;
+    ip4::emit(ip, context.identity.address, source, ip4::ICMP, length, 64);
+    let message = &mut ip[ip4::HEADER_BYTES..];
+    message[..icmp::HEADER_BYTES].fill(0);
+    message[icmp::TYPE] = packet.icmp_type;
+    message[icmp::CODE] = packet.icmp_code;
+    write(message, icmp::NEXT_HOP_MTU, &packet.icmp_mtu.to_be_bytes());
+    let field = checksum::of(message);
+    write(message, icmp::CHECKSUM, &field.to_be_bytes());
+    Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })
+}

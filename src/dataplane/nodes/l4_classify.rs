@@ -1,0 +1,65 @@
+//! Tells relay packets from answers of servers.
+//!
+//! Path: ip4_input -> here -> relay_input | nat_out2in | drop.
+//! Reads: l3, l4, protocol. Writes: nothing.
+//!
+//! The XDP program has made the same choice already; here it is made again because frames also come from
+//! elsewhere (another driver, a program of an older version), and a node must not trust what it can check.
+
+use super::prelude::*;
+use crate::{
+    dataplane::nat::{self, Side},
+    wire::{checksum, icmp, ip4, read_u16, tcp, udp},
+};
+
+node!(L4Classify, "l4_classify", [RelayInput, NatOut2in], l4_classify);
+
+fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
+    let packet = context.packets[slot];
+    let has_options = packet.l4 - packet.l3 != ip4::HEADER_BYTES as u16;
+    let identity = &context.identity;
+    let ip = packet.ip(frames);
+    let (header, transport) = ip.split_at(usize::from(packet.l4 - packet.l3));
+    let port = match packet.protocol {
+        ip4::UDP => {
+            let Some(length) = udp::checked_length(transport) else { return Verdict::Drop(Reason::BadLength) };
+            let port = read_u16(transport, udp::DESTINATION);
+            if port == identity.data_port {
+                return match () {
+                    () if has_options => Verdict::Drop(Reason::Ip4Options),
+                    () if length != transport.len() => Verdict::Drop(Reason::BadLength),
+                    () if !is_checksum_valid(header, transport) => Verdict::Drop(Reason::BadChecksum),
+                    () => Verdict::Next(NodeId::RelayInput),
+                };
+            }
+            Some(port)
+        }
+        ip4::TCP => {
+            if tcp::checked_header_length(transport).is_none() {
+                return Verdict::Drop(Reason::BadLength);
+            }
+            nat::port(transport, ip4::TCP, Side::Destination)
+        }
+        ip4::ICMP => match transport.first() {
+            Some(_) if transport.len() < icmp::HEADER_BYTES => return Verdict::Drop(Reason::TooShort),
+            Some(&icmp::ECHO_REPLY) => nat::port(transport, ip4::ICMP, Side::Destination),
+            Some(kind) if icmp::is_error(*kind) => return Verdict::Next(NodeId::NatOut2in),
+            _ => return Verdict::Drop(Reason::UnknownProtocol),
+        },
+        _ => return Verdict::Drop(Reason::UnknownProtocol),
+    };
+    match port.and_then(|port| identity.owner_of_port(port)) {
+        Some(_) => Verdict::Next(NodeId::NatOut2in),
+        None => Verdict::Drop(Reason::NotOurPort),
+    }
+}
+
+/// Nodes send zero (none); a client's kernel sends a real one.
+fn is_checksum_valid(header: &[u8], datagram: &[u8]) -> bool {
+    if read_u16(datagram, udp::CHECKSUM) == 0 {
+        return true;
+    }
+    let Ok(header) = ip4::parse_quoted(header) else { return false };
+    let pseudo = checksum::pseudo_header(header.source, header.destination, ip4::UDP, datagram.len() as u16);
+    checksum::fold(checksum::sum(datagram, pseudo)) == 0xffff
+}

@@ -1,0 +1,185 @@
+//! The exit's source NAT: from the client's inner packet to one that the server can answer.
+//!
+//! Path: exit_up -> here -> ip_output | nat_out2in (hairpin) | icmp_error | punt (no binding yet) | drop.
+//! Reads: l3, slot. Writes: l4, protocol, length, destination; the binding's stamp.
+//!
+//! Nothing of the packet is changed before everything is decided: a packet that is punted comes here again as
+//! it was, and one that an ICMP error is sent about is quoted as the client sent it.
+
+use std::net::Ipv4Addr;
+
+use super::{ip4_input, prelude::*};
+use crate::{
+    dataplane::{
+        command::PuntCause,
+        conntrack::{Binding, BindingKey, NO_BINDING},
+        nat::{self, BadQuote, Side},
+    },
+    wire::{icmp, ip4, tcp, udp},
+};
+
+node!(NatIn2out, "nat_in2out", [IpOutput, NatOut2in, IcmpError, Punt], nat_in2out);
+
+/// Mail is not sent through a relay (the usual policy against spam).
+const SMTP: u16 = 25;
+
+fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
+    let header = match ip4_input::check(&mut context.packets[slot], frames) {
+        Ok(header) => header,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let packet = context.packets[slot];
+    let init = context.fans[context.slots[packet.slot as usize].fan as usize].init;
+    if header.source != init.inside && init.inside != Ipv4Addr::UNSPECIFIED {
+        return Verdict::Drop(Reason::NotInside);
+    }
+    if header.is_fragment() {
+        return Verdict::Drop(Reason::Fragment);
+    }
+    let is_hairpin = header.destination == context.identity.address;
+    let route = context.routes.lookup(header.destination);
+    if !is_hairpin && !route.is_exit_allowed {
+        return Verdict::Drop(Reason::Denied);
+    }
+    if header.ttl <= 1 {
+        return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
+    }
+    if !is_hairpin && route.mtu != 0 && header.total_length > usize::from(route.mtu) {
+        if !header.is_dont_fragment() {
+            return Verdict::Drop(Reason::TooBig);
+        }
+        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, route.mtu);
+    }
+
+    let transport = packet.transport(frames);
+    let flags = match check_transport(transport, header.protocol) {
+        Ok(flags) => flags,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    if header.protocol == ip4::ICMP && icmp::is_error(transport[icmp::TYPE]) {
+        return icmp_error_from_inside(context, frames, slot, header.destination);
+    }
+    let (Some(source), Some(destination)) =
+        (nat::port(transport, header.protocol, Side::Source), nat::port(transport, header.protocol, Side::Destination))
+    else {
+        return Verdict::Drop(Reason::UnknownProtocol);
+    };
+    if header.protocol == ip4::ICMP && transport[icmp::TYPE] != icmp::ECHO_REQUEST {
+        return Verdict::Drop(Reason::UnknownProtocol);
+    }
+    if header.protocol == ip4::TCP && destination == SMTP {
+        return Verdict::Drop(Reason::Denied);
+    }
+    if is_hairpin && context.identity.owner_of_port(destination).is_none() {
+        return Verdict::Drop(Reason::Denied);
+    }
+
+    let key = BindingKey { slot: packet.slot, protocol: header.protocol, address: header.source, port: source };
+    let remote = (header.destination, destination);
+    let (index, binding) = match find(context, init.binding, &key, remote) {
+        Ok(Some(found)) => found,
+        Ok(None) if header.protocol == ip4::TCP && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
+            return Verdict::Drop(Reason::NotSyn);
+        }
+        Ok(None) => {
+            return context.punt(slot, PuntCause::NoBinding { key, remote, tcp_flags: flags }, NodeId::NatIn2out);
+        }
+        Err(reason) => return Verdict::Drop(reason),
+    };
+
+    let header_length = usize::from(packet.l4 - packet.l3);
+    let ip = packet.ip(frames);
+    ip4::decrement_ttl(ip);
+    nat::translate(ip, header_length, header.protocol, Side::Source, binding.outside_address, binding.outside_port);
+    if header.protocol == ip4::TCP {
+        tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
+    }
+    context.published.bindings[index as usize].touch(context.tick, header.total_length);
+    leave(&mut context.packets[slot], header.destination, is_hairpin)
+}
+
+fn leave(packet: &mut crate::dataplane::packet::Packet, destination: Ipv4Addr, is_hairpin: bool) -> Verdict {
+    packet.destination = destination;
+    packet.from_inside = false;
+    Verdict::Next(if is_hairpin { NodeId::NatOut2in } else { NodeId::IpOutput })
+}
+
+/// The binding of a packet, `None` where a tunnel session has none yet.
+fn find(
+    context: &Context,
+    flow: u32,
+    key: &BindingKey,
+    remote: (Ipv4Addr, u16),
+) -> Result<Option<(u32, Binding)>, Reason> {
+    if flow != NO_BINDING {
+        let binding = context.bindings.get(flow).ok_or(Reason::NoMapping)?;
+        let is_flow = binding.protocol == key.protocol
+            && binding.inside_address == key.address
+            && binding.inside_port == key.port
+            && binding.remote == Some(remote);
+        return if is_flow { Ok(Some((flow, *binding))) } else { Err(Reason::NotFlow) };
+    }
+    Ok(context.bindings.find_inside(key).and_then(|index| Some((index, *context.bindings.get(index)?))))
+}
+
+/// Lengths of the transport header; returns the flags of a TCP segment, else zero.
+fn check_transport(transport: &[u8], protocol: u8) -> Result<u8, Reason> {
+    match protocol {
+        ip4::UDP => udp::checked_length(transport).map(|_| 0).ok_or(Reason::BadLength),
+        ip4::TCP => tcp::checked_header_length(transport).map(|_| transport[tcp::FLAGS]).ok_or(Reason::BadLength),
+        ip4::ICMP if transport.len() >= icmp::HEADER_BYTES => Ok(0),
+        ip4::ICMP => Err(Reason::TooShort),
+        _ => Err(Reason::UnknownProtocol),
+    }
+}
+
+/// An ICMP error that the client sends about a server's packet (RFC 5508 REQ-5).
+fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usize, destination: Ipv4Addr) -> Verdict {
+    let packet = context.packets[slot];
+    let header_length = usize::from(packet.l4 - packet.l3);
+    let quote = match nat::quote(packet.transport(frames)) {
+        Ok(quote) => quote,
+        Err(bad) => return Verdict::Drop(reason_of(bad)),
+    };
+    let key = BindingKey {
+        slot: packet.slot,
+        protocol: quote.protocol,
+        address: quote.destination.0,
+        port: quote.destination.1,
+    };
+    let flow = context.fans[context.slots[packet.slot as usize].fan as usize].init.binding;
+    let binding = match find(context, flow, &key, quote.source) {
+        Ok(Some((_, binding))) => binding,
+        Ok(None) => return Verdict::Drop(Reason::NoMapping),
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let ip = packet.ip(frames);
+    ip4::decrement_ttl(ip);
+    ip4::replace_address(ip, ip4::SOURCE, binding.outside_address);
+    let message = &mut ip[header_length..];
+    nat::translate_quote(message, &quote, Side::Destination, binding.outside_address, binding.outside_port);
+    let is_hairpin = destination == context.identity.address;
+    leave(&mut context.packets[slot], destination, is_hairpin)
+}
+
+/// Has `icmp_error` tell the sender.
+pub(super) fn error(context: &mut Context, slot: usize, kind: u8, code: u8, mtu: u16) -> Verdict {
+    let packet = &mut context.packets[slot];
+    packet.icmp_type = kind;
+    packet.icmp_code = code;
+    packet.icmp_mtu = mtu;
+    Verdict::Next(NodeId::IcmpError)
+}
+
+pub(super) fn reason_of(bad: BadQuote) -> Reason {
+    match bad {
+        BadQuote::Checksum => Reason::BadChecksum,
+        BadQuote::TooShort => Reason::TooShort,
+        BadQuote::Protocol => Reason::UnknownProtocol,
+    }
+}
+
+/// The largest TCP segment that fits an inner packet of `mtu` bytes.
+pub(super) fn largest_segment(mtu: u16) -> u16 {
+    mtu.saturating_sub((ip4::HEADER_BYTES + tcp::HEADER_BYTES) as u16)
+}

@@ -1,0 +1,198 @@
+//! A packet slot's metadata and sets of packet slots.
+
+use std::{mem::size_of, net::Ipv4Addr, ops::Range};
+
+use super::{
+    driver::{Frames, Received},
+    graph::NodeId,
+};
+use crate::{Nanos, limits::PACKET_SLOTS, wire::relay::Kind};
+
+/// What is known of the packet in a slot: one cache line. Which fields are set, each node says.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Packet {
+    /// The frame that holds it; owned by this slot.
+    pub frame: u32,
+    /// Where in the frame the packet starts: the Ethernet header's first byte.
+    pub offset: u16,
+    /// Bytes from there.
+    pub length: u16,
+    /// Where in the frame the IP header starts.
+    pub l3: u16,
+    /// Where in the frame the transport header starts.
+    pub l4: u16,
+    /// The interface it came from, or leaves by.
+    pub interface: u8,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Path number of the relay header.
+    pub path: u8,
+    /// Kind of the relay header.
+    pub kind: Kind,
+    /// The session's slot at this worker.
+    pub slot: u32,
+    /// The worker it is handed to.
+    pub worker: u8,
+    /// ICMP type of the error to be sent about it.
+    pub icmp_type: u8,
+    /// ICMP code of that error.
+    pub icmp_code: u8,
+    /// True: it came from a session's client and an error about it goes back there.
+    pub from_inside: bool,
+    /// Next-hop MTU of that error.
+    pub icmp_mtu: u16,
+    /// Sequence number of the relay header.
+    pub sequence: u64,
+    /// When the sweep that received it began.
+    pub received: Nanos,
+    /// Where it goes: what the route lookup is made for.
+    pub destination: Ipv4Addr,
+    /// Where it goes on after it waited or was handed over.
+    pub resume_at: NodeId,
+    /// True: it waited for the control core or for another worker.
+    pub has_waited: bool,
+}
+
+const _: () = assert!(size_of::<Packet>() == 64, "a packet's metadata is one cache line");
+
+impl Packet {
+    /// The metadata of an empty slot.
+    pub const EMPTY: Self = Self {
+        frame: 0,
+        offset: 0,
+        length: 0,
+        l3: 0,
+        l4: 0,
+        interface: 0,
+        protocol: 0,
+        path: 0,
+        kind: Kind::DataUp,
+        slot: 0,
+        worker: 0,
+        icmp_type: 0,
+        icmp_code: 0,
+        from_inside: false,
+        icmp_mtu: 0,
+        sequence: 0,
+        received: 0,
+        destination: Ipv4Addr::UNSPECIFIED,
+        resume_at: NodeId::Tx,
+        has_waited: false,
+    };
+
+    /// A packet as the driver received it.
+    #[inline]
+    pub fn received(from: &Received, now: Nanos) -> Self {
+        Self {
+            frame: from.frame,
+            offset: from.offset,
+            length: from.length,
+            interface: from.interface,
+            received: now,
+            ..Self::EMPTY
+        }
+    }
+
+    /// The frame's bytes that are the packet.
+    #[inline]
+    pub fn range(&self) -> Range<usize> {
+        usize::from(self.offset)..self.end()
+    }
+
+    /// One past its last byte in the frame.
+    #[inline]
+    pub fn end(&self) -> usize {
+        usize::from(self.offset) + usize::from(self.length)
+    }
+
+    /// From the Ethernet header on.
+    #[inline]
+    pub fn bytes<'a>(&self, frames: &'a mut Frames) -> &'a mut [u8] {
+        &mut frames.frame(self.frame)[self.range()]
+    }
+
+    /// From the IP header on.
+    #[inline]
+    pub fn ip<'a>(&self, frames: &'a mut Frames) -> &'a mut [u8] {
+        &mut frames.frame(self.frame)[usize::from(self.l3)..self.end()]
+    }
+
+    /// From the transport header on.
+    #[inline]
+    pub fn transport<'a>(&self, frames: &'a mut Frames) -> &'a mut [u8] {
+        &mut frames.frame(self.frame)[usize::from(self.l4)..self.end()]
+    }
+
+    /// Bytes from the IP header on.
+    #[inline]
+    pub fn ip_length(&self) -> usize {
+        self.end() - usize::from(self.l3)
+    }
+}
+
+/// A set of packet slots: one bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Bitmap([u64; PACKET_SLOTS / 64]);
+
+impl Bitmap {
+    /// All slots.
+    pub const FULL: Self = Self([u64::MAX; PACKET_SLOTS / 64]);
+
+    /// Puts a slot in.
+    #[inline]
+    pub fn insert(&mut self, slot: usize) {
+        self.0[slot / 64] |= 1 << (slot % 64);
+    }
+
+    /// Takes the lowest slot out.
+    #[inline]
+    pub fn pop(&mut self) -> Option<usize> {
+        for (i, word) in self.0.iter_mut().enumerate() {
+            if *word != 0 {
+                let bit = word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                return Some(i * 64 + bit);
+            }
+        }
+        None
+    }
+
+    /// How many slots are in.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// True where none is in.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; PACKET_SLOTS / 64]
+    }
+}
+
+/// From the lowest slot to the highest.
+impl Iterator for Bitmap {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        self.pop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_gives_back_what_was_put_in_in_order() {
+        let mut set = Bitmap::default();
+        for slot in [255, 0, 64, 63, 64] {
+            set.insert(slot);
+        }
+        assert_eq!(set.count(), 4);
+        assert_eq!(set.collect::<Vec<_>>(), [0, 63, 64, 255]);
+        assert_eq!(Bitmap::FULL.count(), PACKET_SLOTS);
+    }
+}

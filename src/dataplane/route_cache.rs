@@ -1,0 +1,85 @@
+//! Lookups by destination, cached: the snapshot of [`Forwarding`] is a list, this makes it cheap per packet.
+//!
+//! Direct-mapped, one entry a bucket; a new snapshot makes all entries stale by its epoch.
+
+use std::net::Ipv4Addr;
+
+use super::forwarding::{Forwarding, Lookup};
+
+const ENTRIES: usize = 1024;
+
+/// What a packet to one destination needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached {
+    destination: Ipv4Addr,
+    epoch: u32,
+    /// Where it leaves.
+    pub lookup: Lookup,
+    /// True where an exit may send there.
+    pub is_exit_allowed: bool,
+    /// MTU of the interface it leaves by; zero where there is no route.
+    pub mtu: u16,
+    /// True where that interface is up.
+    pub is_up: bool,
+}
+
+/// The current snapshot and the cache over it.
+#[derive(Debug)]
+pub struct RouteCache {
+    forwarding: Box<Forwarding>,
+    epoch: u32,
+    entries: Box<[Cached]>,
+}
+
+impl RouteCache {
+    /// A cache over `forwarding`.
+    pub fn new(forwarding: Box<Forwarding>) -> Self {
+        let stale = Cached {
+            destination: Ipv4Addr::UNSPECIFIED,
+            epoch: 0,
+            lookup: Lookup::NoRoute,
+            is_exit_allowed: false,
+            mtu: 0,
+            is_up: false,
+        };
+        Self { forwarding, epoch: 1, entries: vec![stale; ENTRIES].into_boxed_slice() }
+    }
+
+    /// The current snapshot.
+    pub fn forwarding(&self) -> &Forwarding {
+        &self.forwarding
+    }
+
+    /// Takes a new snapshot and gives the old one back.
+    pub fn replace(&mut self, forwarding: Box<Forwarding>) -> Box<Forwarding> {
+        self.epoch = self.epoch.wrapping_add(1);
+        std::mem::replace(&mut self.forwarding, forwarding)
+    }
+
+    /// What there is to know of `destination`.
+    #[inline]
+    pub fn lookup(&mut self, destination: Ipv4Addr) -> Cached {
+        let bucket = (destination.to_bits().wrapping_mul(0x9e37_79b1) >> 16) as usize % ENTRIES;
+        let entry = self.entries[bucket];
+        if entry.destination == destination && entry.epoch == self.epoch {
+            return entry;
+        }
+        let lookup = self.forwarding.lookup(destination);
+        let interface = match lookup {
+            Lookup::Found { interface, .. } | Lookup::Unresolved { interface, .. } => {
+                self.forwarding.interfaces.get(usize::from(interface))
+            }
+            Lookup::NoRoute => None,
+        };
+        let fresh = Cached {
+            destination,
+            epoch: self.epoch,
+            lookup,
+            is_exit_allowed: self.forwarding.is_exit_allowed(destination),
+            mtu: interface.map_or(0, |i| i.mtu),
+            is_up: interface.is_some_and(|i| i.is_up),
+        };
+        self.entries[bucket] = fresh;
+        fresh
+    }
+}

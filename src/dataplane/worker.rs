@@ -1,0 +1,479 @@
+//! A worker: its tables, and the loop that takes packets through the graph.
+//!
+//! One [`Worker::sweep`] is: apply commands, receive, visit every node of [`NODES`] once in order, transmit.
+//! The order matters at one place: commands come first, so that a packet that was sent because a session is
+//! set up always finds it. Nothing in a sweep waits, locks or allocates.
+
+use std::sync::{
+    Arc,
+    atomic::Ordering::{self, Relaxed},
+};
+
+use super::{
+    bindings::Bindings,
+    command::{Command, Event, PuntCause},
+    conntrack::{Role, Slot},
+    context::Context,
+    driver::{Driver, Received, Transmit},
+    fan::Fan,
+    forwarding::{Forwarding, Identity},
+    graph::{NODE_COUNT, NODES, NodeId},
+    handoff::{self, HandedOver, Handoff},
+    nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS},
+    outer,
+    packet::{Bitmap, Packet},
+    published::{Published, add},
+    reason::Reason,
+    route_cache::RouteCache,
+    waiting::Waiting,
+};
+use crate::{
+    Nanos,
+    limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS, TICK},
+    telemetry::histogram::Histograms,
+    wire::{OVERLAY_BYTES, ethernet, relay, write},
+};
+
+/// What a worker is told at its start.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its number.
+    pub index: usize,
+    /// The node's addresses and keys.
+    pub identity: Identity,
+    /// Conntrack slots.
+    pub slots: u32,
+    /// Fans: sessions this worker can be entry or exit of.
+    pub fans: u32,
+    /// NAT bindings.
+    pub bindings: u32,
+    /// Secret key of the binding table's hash.
+    pub hash_key: [u8; 16],
+    /// Times the nodes of the graph; `now` of a sweep is handed in.
+    pub clock: quanta::Clock,
+}
+
+/// The worker's ends of its rings.
+pub struct Rings {
+    /// From the control core.
+    pub commands: rtrb::Consumer<Command>,
+    /// To the control core.
+    pub events: rtrb::Producer<Event>,
+    /// From and to the other workers.
+    pub handoff: Handoff,
+}
+
+/// What a sweep did: the loop around it decides by this whether to sleep and whom to wake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Packets taken through the graph.
+    pub packets: usize,
+    /// Commands applied.
+    pub commands: usize,
+    /// True where the control core has something to read.
+    pub has_events: bool,
+    /// Workers that were handed packets, one bit each.
+    pub handed_to: u64,
+}
+
+impl Sweep {
+    /// True where there was nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.packets == 0 && self.commands == 0
+    }
+}
+
+/// A worker over a driver.
+pub struct Worker<D: Driver> {
+    context: Context,
+    driver: D,
+    commands: rtrb::Consumer<Command>,
+    from_workers: Vec<Option<rtrb::Consumer<HandedOver>>>,
+    clock: quanta::Clock,
+    histograms: Box<Histograms>,
+    received: Box<[Received; PACKET_SLOTS]>,
+    transmit: Vec<Transmit>,
+    /// The most paths a session here has or had: each packet may become this many.
+    width: usize,
+}
+
+impl<D: Driver> Worker<D> {
+    /// Allocates everything the worker will ever need.
+    pub fn new(config: WorkerConfig, driver: D, rings: Rings, published: Arc<Published>) -> Self {
+        let no_cause = PuntCause::NoAdjacency { interface: 0, next_hop: std::net::Ipv4Addr::UNSPECIFIED };
+        let context = Context {
+            now: 0,
+            tick: 0,
+            index: config.index,
+            identity: config.identity,
+            packets: Box::new([Packet::EMPTY; PACKET_SLOTS]),
+            punts: Box::new([no_cause; PACKET_SLOTS]),
+            slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
+            fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
+            bindings: Bindings::new(config.bindings, config.hash_key),
+            routes: RouteCache::new(Box::<Forwarding>::default()),
+            published,
+            waiting: Waiting::new(),
+            events: rings.events,
+            handoff: rings.handoff.to,
+            handed_to: 0,
+            icmp_budget: ERRORS_A_TICK,
+            free: Bitmap::FULL,
+            pending: [Bitmap::default(); NODE_COUNT],
+            spare: Vec::with_capacity(PACKET_SLOTS),
+            finished: Vec::with_capacity(PACKET_SLOTS * 2),
+        };
+        Self {
+            context,
+            driver,
+            commands: rings.commands,
+            from_workers: rings.handoff.from,
+            clock: config.clock,
+            histograms: Box::default(),
+            received: Box::new([Received::default(); PACKET_SLOTS]),
+            transmit: Vec::with_capacity(PACKET_SLOTS),
+            width: 1,
+        }
+    }
+
+    /// The driver.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// The worker's tables.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Takes all that has come in through the graph. `now` must not run backwards.
+    pub fn sweep(&mut self, now: Nanos) -> Sweep {
+        self.begin(now);
+        let commands = self.apply_commands();
+        self.take_handed_over();
+        self.receive();
+        let packets = PACKET_SLOTS - self.context.free.count();
+        if packets > 0 {
+            self.visit_nodes();
+            self.transmit();
+        }
+        self.end(packets);
+        let has_events = self.context.events.slots() < self.context.events.buffer().capacity();
+        Sweep { packets, commands, has_events, handed_to: std::mem::take(&mut self.context.handed_to) }
+    }
+
+    fn begin(&mut self, now: Nanos) {
+        let tick = (now / TICK) as u32;
+        if tick != self.context.tick {
+            self.context.icmp_budget = ERRORS_A_TICK;
+            let below = self.driver.statistics();
+            let shown = &self.context.published.worker;
+            shown.kernel_rx_dropped.store(below.rx_dropped, Relaxed);
+            shown.kernel_fill_empty.store(below.fill_empty, Relaxed);
+        }
+        self.context.now = now;
+        self.context.tick = tick;
+        while self.context.spare.len() < PACKET_SLOTS {
+            match self.driver.allocate() {
+                Some(frame) => self.context.spare.push(frame),
+                None => break,
+            }
+        }
+    }
+
+    /// Bounded, so that a burst of commands does not hold packets up; stops early where an answer might not fit.
+    fn apply_commands(&mut self) -> usize {
+        let mut applied = 0;
+        while applied < COMMANDS_A_SWEEP
+            && self.context.events.slots() > 1
+            && self.room() > 0
+            && let Ok(command) = self.commands.pop()
+        {
+            self.apply(command);
+            applied += 1;
+        }
+        add(&self.context.published.worker.commands, applied as u64);
+        applied
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::InitFan { fan, init } => {
+                if let Some(fan) = self.context.fans.get_mut(fan as usize) {
+                    *fan = Fan::new(init);
+                }
+            }
+            Command::SetFanLink { fan, path, link } => {
+                if let Some(fan) = self.context.fans.get_mut(fan as usize)
+                    && let Some(place) = fan.links.get_mut(usize::from(path))
+                {
+                    *place = link;
+                    self.width = self.width.max(fan.width());
+                }
+            }
+            Command::SetSlot { slot, generation, role, fan, up, down } => {
+                self.set_slot(slot, Slot { generation, role, fan, up, down });
+            }
+            Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
+            Command::SetBinding { index, binding } => {
+                if self.context.bindings.insert(index, binding) {
+                    self.context.published.bindings[index as usize].reset(self.context.tick);
+                }
+                self.show_used();
+            }
+            Command::FreeBinding { index, idle_since } => {
+                let stamp = self.context.published.bindings.get(index as usize);
+                let is_kept = idle_since.is_some_and(|then| stamp.is_some_and(|s| s.last_seen.load(Relaxed) != then));
+                if !is_kept {
+                    self.context.bindings.remove(index);
+                }
+                self.show_used();
+                self.tell(if is_kept { Event::BindingKept { index } } else { Event::BindingFreed { index } });
+            }
+            Command::Resume { waiting } => {
+                if let Some((packet, node)) = self.context.waiting.take(waiting)
+                    && self.context.inject(packet, node).is_none()
+                {
+                    self.drop_waiting(packet, Reason::NoSlot);
+                }
+            }
+            Command::Refuse { waiting, reason } => {
+                if let Some((packet, _)) = self.context.waiting.take(waiting) {
+                    add(&self.context.published.worker.injected, 1);
+                    self.drop_waiting(packet, reason);
+                }
+            }
+            Command::SetForwarding(forwarding) => {
+                let retired = self.context.routes.replace(forwarding);
+                self.tell(Event::ForwardingRetired(retired));
+            }
+            Command::SendProbe { peer, sequence } => self.send_probe(peer, sequence),
+            Command::SwapHistograms(empty) => {
+                let filled = std::mem::replace(&mut self.histograms, empty);
+                self.tell(Event::Histograms(filled));
+            }
+            Command::ReadFan { fan, request } => {
+                let client = self
+                    .context
+                    .slots
+                    .iter()
+                    .find(|slot| slot.role == Role::Entry && slot.fan == fan)
+                    .map(|slot| (slot.up.address, slot.up.port));
+                if let Some(fan) = self.context.fans.get(fan as usize) {
+                    let report = super::conntrack::FanReport { client, ..fan.report() };
+                    self.tell(Event::Fan { request, report });
+                }
+            }
+        }
+    }
+
+    fn set_slot(&mut self, slot: u32, mut new: Slot) {
+        let Some(place) = self.context.slots.get_mut(slot as usize) else { return };
+        let is_same = place.role != Role::Free && place.generation == new.generation;
+        if is_same && place.up.port != 0 && new.up.port == 0 {
+            // Rewritten in place: the client's address, which only this worker learns, stays.
+            (new.up.address, new.up.port) = (place.up.address, place.up.port);
+        }
+        if place.role == Role::Free {
+            add(&self.context.published.worker.slots_used, 1);
+        }
+        *place = new;
+        if !is_same {
+            self.context.published.slots[slot as usize].reset(self.context.tick);
+        }
+    }
+
+    fn free_slot(&mut self, slot: u32, generation: u16, idle_since: Option<u32>) {
+        if let Some(place) = self.context.slots.get_mut(slot as usize)
+            && place.role != Role::Free
+            && place.generation == generation
+        {
+            let last_seen = self.context.published.slots[slot as usize].last_seen.load(Relaxed);
+            if idle_since.is_some_and(|then| then != last_seen) {
+                return self.tell(Event::SlotKept { slot });
+            }
+            let used = &self.context.published.worker.slots_used;
+            used.store(used.load(Relaxed) - 1, Relaxed);
+            *place = Slot { generation, ..Slot::FREE };
+        }
+        self.tell(Event::SlotFreed { slot });
+    }
+
+    fn send_probe(&mut self, peer: u16, sequence: u64) {
+        let Some(&peer) = self.context.routes.forwarding().peers.get(usize::from(peer)) else { return };
+        if !peer.is_active {
+            return;
+        }
+        let Some(frame) = self.context.spare.pop() else { return };
+        let l3 = FRAME_HEADROOM + ethernet::HEADER_BYTES;
+        let mut packet = Packet {
+            frame,
+            offset: FRAME_HEADROOM as u16,
+            length: (ethernet::HEADER_BYTES + OVERLAY_BYTES + relay::PROBE_BYTES) as u16,
+            l3: l3 as u16,
+            kind: relay::Kind::Probe,
+            sequence,
+            received: self.context.now,
+            ..Packet::EMPTY
+        };
+        let frames = self.driver.frames();
+        let payload = &mut packet.ip(frames)[outer::RELAY_AT..];
+        payload.fill(0);
+        write(payload, probe::SENT, &self.context.now.to_be_bytes());
+        outer::rewrite(frames, &mut packet, &self.context.identity, &probe::link_to(&peer, peer.key));
+        if self.context.inject(packet, NodeId::IpOutput).is_none() {
+            self.context.finished.push(frame);
+        }
+    }
+
+    /// A packet that waited ends without having gone through the graph again.
+    fn drop_waiting(&mut self, packet: Packet, reason: Reason) {
+        add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
+        add(&self.context.published.worker.dropped, 1);
+        self.context.finished.push(packet.frame);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.context.events.push(event).expect("apply_commands leaves room for the answer to one command");
+    }
+
+    fn show_used(&self) {
+        self.context.published.worker.bindings_used.store(self.context.bindings.used() as u64, Relaxed);
+    }
+
+    fn take_handed_over(&mut self) {
+        for from in 0..self.from_workers.len() {
+            while self.room() > 0 && !self.context.spare.is_empty() {
+                let Some(Ok(over)) = self.from_workers[from].as_mut().map(rtrb::Consumer::pop) else { break };
+                let frame = self.context.spare.pop().expect("checked above");
+                let bytes = &over.bytes[..usize::from(over.length)];
+                self.driver.frames().frame(frame)[handoff::OFFSET..handoff::OFFSET + bytes.len()]
+                    .copy_from_slice(bytes);
+                let packet = Packet {
+                    frame,
+                    offset: handoff::OFFSET as u16,
+                    length: over.length,
+                    l3: handoff::OFFSET as u16 + over.l3,
+                    l4: handoff::OFFSET as u16 + over.l4,
+                    interface: over.interface,
+                    protocol: over.protocol,
+                    received: over.received,
+                    has_waited: true,
+                    ..Packet::EMPTY
+                };
+                self.context.inject(packet, over.node).expect("there is room");
+            }
+        }
+    }
+
+    /// How many packets may still begin in this sweep. Each needs room for its copies: a sweep of sessions with
+    /// three paths takes a third of the packets of one that only relays.
+    fn room(&self) -> usize {
+        let begun = PACKET_SLOTS - self.context.free.count();
+        (PACKET_SLOTS / self.width).saturating_sub(begun)
+    }
+
+    fn receive(&mut self) {
+        let room = self.room();
+        let count = self.driver.receive(&mut self.received[..room]);
+        let mut bytes = 0;
+        for received in &self.received[..count] {
+            let slot = self.context.free.pop().expect("no more are received than there are free slots");
+            self.context.packets[slot] = Packet::received(received, self.context.now);
+            self.context.pending[NodeId::EthernetInput as usize].insert(slot);
+            bytes += u64::from(received.length);
+        }
+        add(&self.context.published.worker.received, count as u64);
+        add(&self.context.published.worker.received_bytes, bytes);
+    }
+
+    fn visit_nodes(&mut self) {
+        let mut before = self.clock.raw();
+        for node in &NODES {
+            let batch = self.context.pending[node.id as usize];
+            if batch.is_empty() || node.id == NodeId::Tx {
+                continue;
+            }
+            self.context.pending[node.id as usize] = Bitmap::default();
+            (node.process)(&mut self.context, self.driver.frames(), batch);
+            let after = self.clock.raw();
+            self.record(node.id, batch.count() as u64, self.clock.delta_as_nanos(before, after));
+            before = after;
+        }
+    }
+
+    fn record(&mut self, node: NodeId, packets: u64, nanos: u64) {
+        let counters = &self.context.published.nodes[node as usize];
+        add(&counters.packets, packets);
+        add(&counters.batches, 1);
+        self.histograms.nodes[node as usize].saturating_record_n(nanos / packets, packets);
+    }
+
+    fn transmit(&mut self) {
+        let batch = std::mem::take(&mut self.context.pending[NodeId::Tx as usize]);
+        if batch.is_empty() {
+            return;
+        }
+        let before = self.clock.raw();
+        self.transmit.clear();
+        for slot in batch {
+            let packet = &self.context.packets[slot];
+            self.transmit.push(Transmit {
+                frame: packet.frame,
+                offset: packet.offset,
+                length: packet.length,
+                interface: packet.interface,
+            });
+        }
+        let sent = self.driver.transmit(&self.transmit);
+        self.driver.flush();
+        let now = self.clock.raw();
+        let in_sweep = self.clock.delta_as_nanos(before, now);
+        self.record(NodeId::Tx, batch.count() as u64, in_sweep);
+        self.finish_sent(batch, sent, in_sweep);
+    }
+
+    /// The first `sent` packets of the batch are the driver's now; the rest found its ring full.
+    fn finish_sent(&mut self, batch: Bitmap, sent: usize, in_tx: u64) {
+        let mut bytes = 0;
+        for (place, slot) in batch.enumerate() {
+            if place >= sent {
+                self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
+                continue;
+            }
+            let packet = &self.context.packets[slot];
+            bytes += u64::from(packet.length);
+            let residence = self.context.now.saturating_sub(packet.received) + in_tx;
+            let histogram =
+                if packet.has_waited { &mut self.histograms.waited } else { &mut self.histograms.residence };
+            histogram.saturating_record(residence);
+            self.context.finish_without_frame(slot);
+        }
+        add(&self.context.published.worker.sent, sent as u64);
+        add(&self.context.published.worker.sent_bytes, bytes);
+    }
+
+    fn end(&mut self, packets: usize) {
+        for frame in self.context.finished.drain(..) {
+            self.driver.release(frame);
+        }
+        let shown = &self.context.published.worker;
+        shown.waiting.store(self.context.waiting.count() as u64, Relaxed);
+        add(&shown.sweeps, 1);
+        add(&shown.busy_sweeps, u64::from(packets > 0));
+        self.check_conservation();
+    }
+
+    /// Every slot is free again, and every packet that began has ended in exactly one way.
+    fn check_conservation(&self) {
+        assert!(self.context.free == Bitmap::FULL, "a packet was left in the graph");
+        let shown = &self.context.published.worker;
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let began = get(&shown.received) + get(&shown.injected);
+        let ended =
+            get(&shown.sent) + get(&shown.dropped) + get(&shown.consumed) + get(&shown.punted) + get(&shown.handed_off);
+        assert!(began == ended, "packets were lost or made: {began} began, {ended} ended");
+    }
+}
+
+const _: () = assert!(RESERVED_FOR_ANSWERS < crate::limits::EVENT_RING, "punts have some of the ring, too");
