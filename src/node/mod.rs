@@ -5,3 +5,4 @@ pub mod port_claim;
 
 /// Where sockets and claims of running nodes are.
 pub const RUN_DIRECTORY: &str = "/run/starnet";
+pub mod kernel;

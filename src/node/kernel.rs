@@ -1,0 +1,353 @@
+//! The kernel's routes, neighbours and interfaces, mirrored over netlink.
+//!
+//! We have no ARP and no routing of our own: the kernel resolves and decides, a thread mirrors what it decided, and
+//! the control core hears of it as [`KernelEvent`]s. The mirror subscribes first and dumps afterwards, so no change
+//! falls between; a change that the dump already shows is told once, since events are made from differences. Where
+//! the kernel's queue to us overflows (ENOBUFS), everything is dumped anew.
+//!
+//! Routes are dumped whole after each change rather than followed one by one: the kernel drops the routes of a link
+//! that goes down without a message for each.
+
+mod host;
+mod mirror;
+mod netlink;
+mod ports;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+pub use host::{interface_by_name, local_addresses, rx_queues};
+pub use ports::{ReservedPorts, reserve_ports};
+
+use self::{
+    mirror::{Mirror, parse_route},
+    netlink::{Changes, Heard, Requests},
+};
+use crate::{MILLISECOND, Nanos, SECOND, control::KernelEvent, dataplane::forwarding::Interface};
+
+/// Bytes of changes the kernel may queue for us, as far as net.core.rmem_max allows.
+const RECEIVE_BUFFER: i32 = 1 << 20;
+
+/// Routes are dumped no more often than this, however fast they change.
+const ROUTES_INTERVAL: Nanos = 50 * MILLISECOND;
+
+/// How often it is looked which neighbours are to be refreshed.
+const REFRESH_INTERVAL: Nanos = SECOND;
+
+/// When to try again after the kernel could not answer a dump (for want of memory).
+const RETRY: Nanos = SECOND;
+
+/// Why the kernel could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// There is no such interface in this network namespace.
+    #[error("interface '{name}' does not exist; there are: {known}")]
+    NoInterface {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// It has no MAC address.
+    #[error("interface '{name}' has no MAC address; only Ethernet interfaces can be served")]
+    NotEthernet {
+        /// Its name.
+        name: String,
+    },
+    /// More interfaces than an interface number can tell apart.
+    #[error("{0} interfaces are too many; 256 can be served")]
+    TooManyInterfaces(usize),
+    /// The kernel refused a request.
+    #[error("netlink: cannot {action}: {source}")]
+    Netlink {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The queues of an interface cannot be listed.
+    #[error(
+        "cannot list {}: {source}; /sys must be mounted in the network namespace the node runs in, as 'ip netns exec' does",
+        directory.display()
+    )]
+    Queues {
+        /// Where they should be.
+        directory: PathBuf,
+        /// Why they are not.
+        source: io::Error,
+    },
+    /// The thread of the mirror could not be started.
+    #[error("cannot start the netlink thread: {0}")]
+    Thread(io::Error),
+}
+
+impl KernelError {
+    fn netlink(action: &'static str, source: io::Error) -> Self {
+        Self::Netlink { action, source }
+    }
+}
+
+/// The mirror and the thread it runs in.
+pub struct KernelMirror<S> {
+    mirror: Mirror,
+    requests: Requests,
+    changes: Changes,
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<EventFd>,
+    resyncs: Arc<AtomicU64>,
+    sink: S,
+    started: Instant,
+    /// Everything is to be dumped, not before this time.
+    resync_at: Option<Nanos>,
+    /// Routes are to be dumped.
+    is_routes_stale: bool,
+    routes_dumped: Nanos,
+    refreshed: Nanos,
+    is_refusal_logged: bool,
+}
+
+enum Command {
+    Resolve(u8, Ipv4Addr),
+    Stop,
+}
+
+/// Speaks to the mirror's thread, from any thread. Dropping it ends the thread and waits for its end.
+pub struct KernelHandle {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    resyncs: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl KernelHandle {
+    /// Has the kernel resolve `address`, a next hop on interface number `interface`. The answer is a
+    /// [`KernelEvent::NeighbourUp`] or [`KernelEvent::NeighbourGone`], at once where the address is resolved already.
+    pub fn resolve(&self, interface: u8, address: Ipv4Addr) {
+        self.tell(Command::Resolve(interface, address));
+    }
+
+    /// How often changes were lost and everything had to be dumped anew.
+    pub fn resyncs(&self) -> u64 {
+        self.resyncs.load(Relaxed)
+    }
+
+    fn tell(&self, command: Command) {
+        // Fails only where the thread has ended; then there is nobody to tell.
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl Drop for KernelHandle {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
+    /// Mirrors what concerns `interfaces` (names, in the driver's order) and returns these as they are now. `sink`
+    /// is called in the mirror's thread: first with all routes and neighbours there are, then with what changes.
+    pub fn start(interfaces: &[String], sink: S) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
+        Self::start_with(interfaces, RECEIVE_BUFFER, sink)
+    }
+
+    fn start_with(
+        names: &[String],
+        receive_buffer: i32,
+        sink: S,
+    ) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
+        if names.len() > usize::from(u8::MAX) + 1 {
+            return Err(KernelError::TooManyInterfaces(names.len()));
+        }
+        let changes = Changes::subscribe(receive_buffer)?;
+        let mut requests = Requests::open()?;
+        let links = host::links(&mut requests)?;
+        let interfaces = names.iter().map(|name| host::find(&links, name)).collect::<Result<Vec<_>, _>>()?;
+
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| KernelError::Thread(e.into()))?;
+        let wake = Arc::new(wake);
+        let resyncs = Arc::new(AtomicU64::new(0));
+        let (sender, commands) = mpsc::channel();
+        let mut thread = Self {
+            mirror: Mirror::new(interfaces.clone()),
+            requests,
+            changes,
+            commands,
+            wake: wake.clone(),
+            resyncs: resyncs.clone(),
+            sink,
+            started: Instant::now(),
+            resync_at: None,
+            is_routes_stale: false,
+            routes_dumped: 0,
+            refreshed: 0,
+            is_refusal_logged: false,
+        };
+        // Here rather than in the thread, so that a kernel that will not answer is an error of the start.
+        let mut events = Vec::new();
+        thread.dump(&mut events)?;
+        let thread = std::thread::Builder::new()
+            .name("netlink".into())
+            .spawn(move || {
+                events.into_iter().for_each(&mut thread.sink);
+                thread.run();
+            })
+            .map_err(KernelError::Thread)?;
+        Ok((KernelHandle { commands: sender, wake, resyncs, thread: Some(thread) }, interfaces))
+    }
+
+    fn now(&self) -> Nanos {
+        self.started.elapsed().as_nanos() as Nanos
+    }
+
+    fn run(&mut self) {
+        let mut events = Vec::new();
+        loop {
+            self.sleep();
+            if self.obey(&mut events).is_break() {
+                return;
+            }
+            self.listen(&mut events);
+            self.keep(&mut events);
+            events.drain(..).for_each(&mut self.sink);
+        }
+    }
+
+    /// Waits for a change, a command, or the next thing due.
+    fn sleep(&self) {
+        let mut until = self.refreshed + REFRESH_INTERVAL;
+        if self.is_routes_stale {
+            until = until.min(self.routes_dumped + ROUTES_INTERVAL);
+        }
+        if let Some(at) = self.resync_at {
+            until = until.min(at);
+        }
+        let milliseconds = until.saturating_sub(self.now()).div_ceil(MILLISECOND);
+        let timeout = PollTimeout::try_from(Duration::from_millis(milliseconds)).unwrap_or(PollTimeout::MAX);
+        let mut waiting =
+            [PollFd::new(self.changes.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        // An error here is EINTR or ENOMEM: the loop looks at everything and comes back.
+        let _ = poll(&mut waiting, timeout);
+        let _ = self.wake.read();
+    }
+
+    fn obey(&mut self, events: &mut Vec<KernelEvent>) -> std::ops::ControlFlow<()> {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Resolve(interface, address)) => {
+                    self.mirror.on_resolve((interface, address), self.now(), events);
+                    self.ask((interface, address), events);
+                }
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return std::ops::ControlFlow::Break(()),
+                Err(mpsc::TryRecvError::Empty) => return std::ops::ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    /// Takes what the kernel has to say.
+    fn listen(&mut self, events: &mut Vec<KernelEvent>) {
+        loop {
+            match self.changes.receive() {
+                Ok(Heard::Some(changes)) => {
+                    let now = self.now();
+                    for change in &changes {
+                        self.is_routes_stale |= self.mirror.on_change(change, now, events);
+                    }
+                }
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::Overrun) => {
+                    self.resyncs.fetch_add(1, Relaxed);
+                    tracing::warn!("the kernel changed faster than it was followed; everything is read anew");
+                    self.resync_at = Some(self.now());
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "netlink: cannot receive; everything is read anew");
+                    self.resync_at = Some(self.now() + RETRY);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Does what is due: a new dump, new routes, neighbours to be refreshed.
+    fn keep(&mut self, events: &mut Vec<KernelEvent>) {
+        let now = self.now();
+        if self.resync_at.is_some_and(|at| now >= at) {
+            self.resync_at = None;
+            let read = self.resync(events);
+            self.retry_on_error(read);
+        } else if self.is_routes_stale && now >= self.routes_dumped + ROUTES_INTERVAL {
+            let dumped = self.dump_routes(events);
+            self.retry_on_error(dumped);
+        }
+        if now >= self.refreshed + REFRESH_INTERVAL {
+            self.refreshed = now;
+            for key in self.mirror.refresh(now) {
+                self.ask(key, events);
+            }
+        }
+    }
+
+    fn retry_on_error(&mut self, result: Result<(), KernelError>) {
+        if let Err(error) = result {
+            tracing::error!(%error, "the kernel's state could not be read; trying again");
+            self.resync_at = Some(self.now() + RETRY);
+        }
+    }
+
+    fn resync(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
+        self.changes.discard().map_err(|e| KernelError::netlink("receive changes", e))?;
+        self.dump(events)
+    }
+
+    fn dump(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
+        let links = host::links(&mut self.requests)?;
+        self.mirror.on_links(&links, events);
+        let neighbours = self.requests.neighbours()?;
+        self.mirror.on_neighbours(&neighbours, self.now(), events);
+        self.dump_routes(events)
+    }
+
+    fn dump_routes(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
+        self.routes_dumped = self.now();
+        self.is_routes_stale = false;
+        let routes = self.requests.routes(|message| parse_route(message, self.mirror.interfaces()))?;
+        self.mirror.on_routes(&routes, events);
+        Ok(())
+    }
+
+    fn ask(&mut self, key: (u8, Ipv4Addr), events: &mut Vec<KernelEvent>) {
+        let Some(interface) = self.mirror.interfaces().get(usize::from(key.0)) else { return };
+        let Err(error) = self.requests.use_neighbour(interface.index, key.1) else { return };
+        if !std::mem::replace(&mut self.is_refusal_logged, true) {
+            tracing::warn!(%error, neighbour = %key.1, "the kernel refuses to resolve a neighbour (it needs CAP_NET_ADMIN)");
+        }
+        self.mirror.on_resolve_refused(key, events);
+    }
+}

@@ -1,0 +1,43 @@
+//! Questions asked once, at the start of a node: interfaces, addresses, queues.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use super::{
+    KernelError,
+    mirror::{Link, parse_local_address},
+    netlink::Requests,
+};
+use crate::dataplane::forwarding::Interface;
+
+/// The interface called `name`, as it is now.
+pub fn interface_by_name(name: &str) -> Result<Interface, KernelError> {
+    find(&links(&mut Requests::open()?)?, name)
+}
+
+/// Every IPv4 address configured on this host (in this network namespace).
+pub fn local_addresses() -> Result<Vec<Ipv4Addr>, KernelError> {
+    Ok(Requests::open()?.addresses()?.iter().filter_map(parse_local_address).collect())
+}
+
+/// Number of RX queues of the interface called `name`: an AF_XDP socket is bound to each.
+pub fn rx_queues(name: &str) -> Result<usize, KernelError> {
+    let directory = Path::new("/sys/class/net").join(name).join("queues");
+    let failed = |source| KernelError::Queues { directory: directory.clone(), source };
+    let mut queues = 0;
+    for entry in std::fs::read_dir(&directory).map_err(failed)? {
+        queues += usize::from(entry.map_err(failed)?.file_name().to_string_lossy().starts_with("rx-"));
+    }
+    Ok(queues)
+}
+
+pub(super) fn links(requests: &mut Requests) -> Result<Vec<Link>, KernelError> {
+    Ok(requests.links()?.iter().map(Link::parse).collect())
+}
+
+pub(super) fn find(links: &[Link], name: &str) -> Result<Interface, KernelError> {
+    let Some(link) = links.iter().find(|link| link.name == name) else {
+        let known: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+        return Err(KernelError::NoInterface { name: name.to_owned(), known: known.join(", ") });
+    };
+    link.interface().ok_or_else(|| KernelError::NotEthernet { name: name.to_owned() })
+}

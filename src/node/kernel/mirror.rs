@@ -1,0 +1,623 @@
+//! What the kernel said, and what follows from it for the control core. Sans-IO: messages and `now` in, events out.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType, RouteVia,
+    },
+};
+
+use crate::{
+    Nanos, SECOND,
+    control::KernelEvent,
+    dataplane::forwarding::{Interface, Prefix, Route},
+    wire::ethernet::Mac,
+};
+
+/// A resolved neighbour is asked for again this often. AF_XDP traffic does not tell the kernel that an entry is in
+/// use: without this it would go stale, be collected after a minute or so, and never be verified.
+pub(super) const REFRESH: Nanos = 30 * SECOND;
+
+/// A link as the kernel describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// `None`: not an Ethernet interface.
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u16,
+    pub(super) is_up: bool,
+}
+
+impl Link {
+    pub(super) fn parse(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            is_up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Address(bytes) => link.mac = Mac::try_from(bytes.as_slice()).ok(),
+                LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    pub(super) fn interface(&self) -> Option<Interface> {
+        Some(Interface { index: self.index, mac: self.mac?, mtu: self.mtu, is_up: self.is_up })
+    }
+}
+
+/// A neighbour entry as a message describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// Usable. `is_static`: the kernel never verifies it, so it needs no refreshing.
+    Up { mac: Mac, is_static: bool },
+    /// Being resolved.
+    Pending,
+    /// Did not answer.
+    Failed,
+    /// No longer there.
+    Removed,
+}
+
+fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(Ipv4Addr, Entry)> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })?;
+    if is_removed {
+        return Some((address, Entry::Removed));
+    }
+    // A multicast MAC belongs to a multicast or broadcast address, which is no next hop.
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => {
+            Mac::try_from(bytes.as_slice()).ok().filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6])
+        }
+        _ => None,
+    });
+    let entry = match message.header.state {
+        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => {
+            Entry::Up { mac: mac?, is_static: false }
+        }
+        NeighbourState::Permanent | NeighbourState::Noarp => Entry::Up { mac: mac?, is_static: true },
+        NeighbourState::Incomplete => Entry::Pending,
+        NeighbourState::Failed => Entry::Failed,
+        _ => return None,
+    };
+    Some((address, entry))
+}
+
+/// A route out of one of our interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ParsedRoute {
+    pub(super) route: Route,
+    /// One of several next hops was chosen.
+    pub(super) is_multipath: bool,
+}
+
+/// The route in `message` where it is one we can use: IPv4, unicast, of the main table, for any type of service,
+/// not encapsulated, and out of one of `interfaces` to the link or an IPv4 gateway. Blackhole, unreachable,
+/// prohibit and throw routes are not mirrored: what they forbid is for the exit policy to say.
+pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> Option<ParsedRoute> {
+    let header = &message.header;
+    if header.address_family != AddressFamily::Inet
+        || header.kind != RouteType::Unicast
+        || header.tos != 0
+        || header.flags.contains(RouteFlags::Dead)
+        || header.destination_prefix_length > 32
+    {
+        return None;
+    }
+    let mut table = u32::from(header.table);
+    let (mut destination, mut metric, mut next_hops) = (Ipv4Addr::UNSPECIFIED, 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(value) => table = *value,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::MultiPath(hops) => next_hops = Some(hops),
+            _ => {}
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    let (interface, gateway) = match next_hops {
+        None => parse_next_hop(&message.attributes, None, interfaces)?,
+        Some(hops) => hops
+            .iter()
+            .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
+            .find_map(|hop| parse_next_hop(&hop.attributes, Some(hop.interface_index), interfaces))?,
+    };
+    let prefix = Prefix::new(destination, header.destination_prefix_length);
+    Some(ParsedRoute {
+        route: Route { prefix, gateway, interface, metric },
+        is_multipath: next_hops.is_some_and(|hops| hops.len() > 1),
+    })
+}
+
+/// Our number of the interface, and the gateway if there is one.
+fn parse_next_hop(
+    attributes: &[RouteAttribute],
+    index: Option<u32>,
+    interfaces: &[Interface],
+) -> Option<(u8, Option<Ipv4Addr>)> {
+    let (mut index, mut gateway) = (index, None);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(value) => index = Some(*value),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
+                gateway = Some(*address);
+            }
+            // An IPv6 gateway (RFC 8950) or a tunnel is nothing we could send to.
+            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
+            _ => {}
+        }
+    }
+    let number = interfaces.iter().position(|interface| Some(interface.index) == index)?;
+    Some((u8::try_from(number).ok()?, gateway))
+}
+
+/// The address that `message` configures on this host.
+pub(super) fn parse_local_address(message: &netlink_packet_route::address::AddressMessage) -> Option<Ipv4Addr> {
+    use netlink_packet_route::address::AddressAttribute;
+    // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is ours wherever it is given.
+    let of = |select: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(select);
+    let address = of(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
+        .or_else(|| of(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))?;
+    if let IpAddr::V4(address) = address { Some(address) } else { None }
+}
+
+/// A neighbour in the mirror; one that failed is not kept.
+#[derive(Clone, Copy, Debug)]
+enum Neighbour {
+    Pending,
+    Up {
+        mac: Mac,
+        is_static: bool,
+        /// When the kernel was last asked for it, or first told of it.
+        asked: Nanos,
+    },
+}
+
+/// The mirror: what the control core was told last.
+pub(super) struct Mirror {
+    interfaces: Vec<Interface>,
+    routes: Option<Vec<Route>>,
+    multipath: HashSet<Prefix>,
+    neighbours: HashMap<(u8, Ipv4Addr), Neighbour>,
+}
+
+impl Mirror {
+    /// A mirror of nothing but `interfaces`, in the driver's order.
+    pub(super) fn new(interfaces: Vec<Interface>) -> Self {
+        Self { interfaces, routes: None, multipath: HashSet::new(), neighbours: HashMap::new() }
+    }
+
+    pub(super) fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    /// A change. True where routes may have changed, too: the kernel drops the routes of a link that goes down and
+    /// of an address that is removed without a word about them, so any of these changes is a reason to look anew.
+    pub(super) fn on_change(
+        &mut self,
+        change: &RouteNetlinkMessage,
+        now: Nanos,
+        events: &mut Vec<KernelEvent>,
+    ) -> bool {
+        match change {
+            RouteNetlinkMessage::NewLink(link) => self.on_link(&Link::parse(link), events),
+            RouteNetlinkMessage::DelLink(link) => self.on_link(&Link { is_up: false, ..Link::parse(link) }, events),
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                self.on_neighbour(message, false, now, events);
+                false
+            }
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                self.on_neighbour(message, true, now, events);
+                false
+            }
+            RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_)
+            | RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::DelRoute(_) => true,
+            _ => false,
+        }
+    }
+
+    fn on_link(&mut self, link: &Link, events: &mut Vec<KernelEvent>) -> bool {
+        let Some(number) = self.interfaces.iter().position(|interface| interface.index == link.index) else {
+            return false;
+        };
+        let old = &mut self.interfaces[number];
+        // What a message does not say stays: RTM_DELLINK need not repeat everything.
+        let mtu = if link.mtu == 0 { old.mtu } else { link.mtu };
+        let now = Interface { index: old.index, mac: link.mac.unwrap_or(old.mac), mtu, is_up: link.is_up };
+        if *old == now {
+            return false;
+        }
+        let is_route_change = old.is_up != now.is_up;
+        *old = now;
+        events.push(KernelEvent::Interface { interface: number as u8, now });
+        is_route_change
+    }
+
+    fn on_neighbour(
+        &mut self,
+        message: &NeighbourMessage,
+        is_removed: bool,
+        now: Nanos,
+        events: &mut Vec<KernelEvent>,
+    ) -> Option<(u8, Ipv4Addr)> {
+        let number = self.interfaces.iter().position(|interface| interface.index == message.header.ifindex)?;
+        let (address, entry) = parse_neighbour(message, is_removed)?;
+        let key = (number as u8, address);
+        self.on_entry(key, entry, now, events);
+        Some(key)
+    }
+
+    fn on_entry(&mut self, key: (u8, Ipv4Addr), entry: Entry, now: Nanos, events: &mut Vec<KernelEvent>) {
+        let (interface, address) = key;
+        let old = self.neighbours.get(&key).copied();
+        match entry {
+            Entry::Up { mac, is_static } => {
+                let asked = match old {
+                    Some(Neighbour::Up { asked, mac: old_mac, .. }) => {
+                        if old_mac != mac {
+                            events.push(KernelEvent::NeighbourUp { interface, address, mac });
+                        }
+                        asked
+                    }
+                    _ => {
+                        events.push(KernelEvent::NeighbourUp { interface, address, mac });
+                        now
+                    }
+                };
+                self.neighbours.insert(key, Neighbour::Up { mac, is_static, asked });
+            }
+            Entry::Pending => {
+                // An entry that was up and is asked for anew keeps its last MAC address until that fails.
+                self.neighbours.entry(key).or_insert(Neighbour::Pending);
+            }
+            Entry::Failed => {
+                // Told even of one never heard of: someone waits for the answer.
+                self.neighbours.remove(&key);
+                events.push(KernelEvent::NeighbourGone { interface, address });
+            }
+            Entry::Removed => {
+                if self.neighbours.remove(&key).is_some() {
+                    events.push(KernelEvent::NeighbourGone { interface, address });
+                }
+            }
+        }
+    }
+
+    /// All links as they are now. One of ours that is missing is down.
+    pub(super) fn on_links(&mut self, links: &[Link], events: &mut Vec<KernelEvent>) {
+        for index in self.interfaces.iter().map(|interface| interface.index).collect::<Vec<_>>() {
+            let missing = Link { index, name: String::new(), mac: None, mtu: 0, is_up: false };
+            self.on_link(links.iter().find(|link| link.index == index).unwrap_or(&missing), events);
+        }
+    }
+
+    /// All neighbours as they are now.
+    pub(super) fn on_neighbours(&mut self, all: &[NeighbourMessage], now: Nanos, events: &mut Vec<KernelEvent>) {
+        let seen: HashSet<_> =
+            all.iter().filter_map(|message| self.on_neighbour(message, false, now, events)).collect();
+        let missing: Vec<_> = self.neighbours.keys().filter(|key| !seen.contains(key)).copied().collect();
+        for key in missing {
+            self.on_entry(key, Entry::Removed, now, events);
+        }
+    }
+
+    /// All usable routes as they are now.
+    pub(super) fn on_routes(&mut self, all: &[ParsedRoute], events: &mut Vec<KernelEvent>) {
+        let multipath: HashSet<_> = all.iter().filter(|r| r.is_multipath).map(|r| r.route.prefix).collect();
+        for prefix in multipath.difference(&self.multipath) {
+            tracing::warn!(%prefix, "the route has several next hops; only the first out of our interfaces is used");
+        }
+        self.multipath = multipath;
+        let routes: Vec<_> = all.iter().map(|parsed| parsed.route).collect();
+        if self.routes.as_ref() != Some(&routes) {
+            self.routes = Some(routes.clone());
+            events.push(KernelEvent::Routes(routes));
+        }
+    }
+
+    /// A neighbour the control core asks for. A known one is told again, for the kernel has no news of it.
+    pub(super) fn on_resolve(&mut self, key: (u8, Ipv4Addr), now: Nanos, events: &mut Vec<KernelEvent>) {
+        if let Some(Neighbour::Up { mac, asked, .. }) = self.neighbours.get_mut(&key) {
+            *asked = now;
+            events.push(KernelEvent::NeighbourUp { interface: key.0, address: key.1, mac: *mac });
+        }
+    }
+
+    /// The kernel refused to resolve a neighbour: it will not be heard of, so this is the answer.
+    pub(super) fn on_resolve_refused(&mut self, key: (u8, Ipv4Addr), events: &mut Vec<KernelEvent>) {
+        if !matches!(self.neighbours.get(&key), Some(Neighbour::Up { .. })) {
+            events.push(KernelEvent::NeighbourGone { interface: key.0, address: key.1 });
+        }
+    }
+
+    /// The neighbours to be asked for again now; they count as asked.
+    pub(super) fn refresh(&mut self, now: Nanos) -> Vec<(u8, Ipv4Addr)> {
+        let mut due = Vec::new();
+        for (key, neighbour) in &mut self.neighbours {
+            if let Neighbour::Up { asked, is_static: false, .. } = neighbour
+                && now >= *asked + REFRESH
+            {
+                *asked = now;
+                due.push(*key);
+            }
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+    const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+    const MAC: Mac = [2, 0, 0, 0, 0, 2];
+
+    fn interfaces() -> Vec<Interface> {
+        [7, 9].map(|index| Interface { index, mac: [2, 0, 0, 0, 1, index as u8], mtu: 1500, is_up: true }).to_vec()
+    }
+
+    fn route(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.attributes = attributes;
+        message
+    }
+
+    fn to_gateway(interface: u32) -> Vec<RouteAttribute> {
+        vec![RouteAttribute::Oif(interface), RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY))]
+    }
+
+    fn hop(interface: u32, gateway: Ipv4Addr) -> netlink_packet_route::route::RouteNextHop {
+        let mut hop = netlink_packet_route::route::RouteNextHop::default();
+        hop.interface_index = interface;
+        hop.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
+        hop
+    }
+
+    fn neighbour(interface: u32, state: NeighbourState, mac: Option<Mac>) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = interface;
+        message.header.state = state;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(PEER)));
+        message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+        message
+    }
+
+    /// Applies a neighbour message to the mirror; what comes out.
+    fn apply(mirror: &mut Mirror, message: NeighbourMessage, is_removed: bool) -> Vec<KernelEvent> {
+        let mut events = Vec::new();
+        let change = if is_removed {
+            RouteNetlinkMessage::DelNeighbour(message)
+        } else {
+            RouteNetlinkMessage::NewNeighbour(message)
+        };
+        assert!(!mirror.on_change(&change, 0, &mut events), "a neighbour changes no route");
+        events
+    }
+
+    const UP: KernelEvent = KernelEvent::NeighbourUp { interface: 1, address: PEER, mac: MAC };
+    const GONE: KernelEvent = KernelEvent::NeighbourGone { interface: 1, address: PEER };
+
+    #[test]
+    fn a_gateway_route_keeps_prefix_metric_and_our_interface_number() {
+        let mut message = route(to_gateway(9));
+        message.header.destination_prefix_length = 24;
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 0))));
+        message.attributes.push(RouteAttribute::Priority(42));
+        let parsed = parse_route(&message, &interfaces()).unwrap();
+        assert_eq!(
+            parsed.route,
+            Route { prefix: "192.0.2.0/24".parse().unwrap(), gateway: Some(GATEWAY), interface: 1, metric: 42 }
+        );
+        assert!(!parsed.is_multipath);
+    }
+
+    #[test]
+    fn a_default_route_has_no_destination_attribute() {
+        let parsed = parse_route(&route(to_gateway(7)), &interfaces()).unwrap();
+        assert_eq!(parsed.route.prefix, Prefix::new(Ipv4Addr::UNSPECIFIED, 0));
+    }
+
+    #[test]
+    fn of_several_next_hops_the_first_live_one_of_ours_is_taken() {
+        let mut dead = hop(7, Ipv4Addr::new(10, 0, 0, 1));
+        dead.flags = RouteNextHopFlags::Dead;
+        let hops = vec![hop(3, Ipv4Addr::new(10, 0, 0, 3)), dead, hop(9, GATEWAY), hop(7, PEER)];
+        let parsed = parse_route(&route(vec![RouteAttribute::MultiPath(hops)]), &interfaces()).unwrap();
+        assert_eq!((parsed.route.interface, parsed.route.gateway), (1, Some(GATEWAY)));
+        assert!(parsed.is_multipath);
+    }
+
+    #[test]
+    fn routes_we_cannot_use_are_not_mirrored() {
+        let changed = |change: fn(&mut RouteMessage)| {
+            let mut message = route(to_gateway(7));
+            change(&mut message);
+            parse_route(&message, &interfaces())
+        };
+        assert!(changed(|_| {}).is_some(), "the route without the change is one");
+        assert_eq!(changed(|m| m.header.kind = RouteType::BlackHole), None);
+        assert_eq!(changed(|m| m.header.kind = RouteType::Local), None);
+        assert_eq!(changed(|m| m.header.table = 255), None);
+        assert_eq!(changed(|m| m.attributes.push(RouteAttribute::Table(1000))), None);
+        assert_eq!(changed(|m| m.header.address_family = AddressFamily::Inet6), None);
+        assert_eq!(changed(|m| m.header.flags = RouteFlags::Dead), None);
+        assert_eq!(changed(|m| m.header.tos = 8), None);
+        assert_eq!(changed(|m| m.header.destination_prefix_length = 33), None);
+        assert_eq!(changed(|m| m.attributes[0] = RouteAttribute::Oif(8)), None);
+        let via_ip6 = |m: &mut RouteMessage| m.attributes[1] = RouteAttribute::Via(RouteVia::Inet6(1.into()));
+        assert_eq!(changed(via_ip6), None);
+    }
+
+    #[test]
+    fn equal_routes_are_told_once() {
+        let mut mirror = Mirror::new(interfaces());
+        let all = [parse_route(&route(to_gateway(7)), &interfaces()).unwrap()];
+        let mut events = Vec::new();
+        mirror.on_routes(&all, &mut events);
+        mirror.on_routes(&all, &mut events);
+        assert_eq!(events, [KernelEvent::Routes(vec![all[0].route])]);
+        mirror.on_routes(&[], &mut events);
+        assert_eq!(events[1..], [KernelEvent::Routes(vec![])]);
+    }
+
+    #[test]
+    fn having_no_route_at_all_is_told_at_the_start() {
+        let mut events = Vec::new();
+        Mirror::new(interfaces()).on_routes(&[], &mut events);
+        assert_eq!(events, [KernelEvent::Routes(vec![])]);
+    }
+
+    #[test]
+    fn every_usable_state_is_up_and_told_once() {
+        use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+        for state in [Reachable, Stale, Delay, Probe, Permanent, Noarp] {
+            let mut mirror = Mirror::new(interfaces());
+            assert_eq!(apply(&mut mirror, neighbour(9, state, Some(MAC)), false), [UP], "{state}");
+            assert_eq!(apply(&mut mirror, neighbour(9, Stale, Some(MAC)), false), [], "{state}");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_moves_to_another_mac_is_told_again() {
+        let mut mirror = Mirror::new(interfaces());
+        apply(&mut mirror, neighbour(9, NeighbourState::Reachable, Some([2; 6])), false);
+        assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Stale, Some(MAC)), false), [UP]);
+    }
+
+    #[test]
+    fn resolution_that_fails_is_told_and_so_is_one_given_up() {
+        for (state, is_removed) in [(NeighbourState::Failed, false), (NeighbourState::Incomplete, true)] {
+            let mut mirror = Mirror::new(interfaces());
+            assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Incomplete, None), false), []);
+            assert_eq!(apply(&mut mirror, neighbour(9, state, None), is_removed), [GONE]);
+            assert_eq!(apply(&mut mirror, neighbour(9, state, None), true), [], "told already");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_asked_for_anew_keeps_its_mac_until_that_fails() {
+        let mut mirror = Mirror::new(interfaces());
+        apply(&mut mirror, neighbour(9, NeighbourState::Stale, Some(MAC)), false);
+        assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Incomplete, None), false), []);
+        let mut events = Vec::new();
+        mirror.on_resolve((1, PEER), 0, &mut events);
+        assert_eq!(events, [UP], "the kernel has no news, so the answer is what is known");
+        assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Failed, None), false), [GONE]);
+    }
+
+    #[test]
+    fn multicast_macs_other_interfaces_and_ip6_are_no_neighbours() {
+        let mut mirror = Mirror::new(interfaces());
+        assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Noarp, Some([1, 0, 0x5e, 0, 0, 1])), false), []);
+        assert_eq!(apply(&mut mirror, neighbour(8, NeighbourState::Reachable, Some(MAC)), false), []);
+        let mut ip6 = neighbour(9, NeighbourState::Reachable, Some(MAC));
+        ip6.header.family = AddressFamily::Inet6;
+        assert_eq!(apply(&mut mirror, ip6, false), []);
+    }
+
+    #[test]
+    fn a_dump_tells_only_the_differences_and_removes_what_is_missing() {
+        let mut mirror = Mirror::new(interfaces());
+        let mut events = Vec::new();
+        let dump = [neighbour(9, NeighbourState::Stale, Some(MAC))];
+        mirror.on_neighbours(&dump, 0, &mut events);
+        mirror.on_neighbours(&dump, 0, &mut events);
+        assert_eq!(events, [UP]);
+        mirror.on_neighbours(&[], 0, &mut events);
+        assert_eq!(events, [UP, GONE]);
+    }
+
+    #[test]
+    fn a_learnt_neighbour_is_refreshed_every_thirty_seconds_and_a_static_one_never() {
+        let mut mirror = Mirror::new(interfaces());
+        apply(&mut mirror, neighbour(9, NeighbourState::Reachable, Some(MAC)), false);
+        apply(&mut mirror, neighbour(7, NeighbourState::Permanent, Some(MAC)), false);
+        assert_eq!(mirror.refresh(REFRESH - 1), []);
+        assert_eq!(mirror.refresh(REFRESH), [(1, PEER)]);
+        assert_eq!(mirror.refresh(2 * REFRESH - 1), [], "asked for already");
+        // That the kernel confirms it does not put the next question off.
+        apply(&mut mirror, neighbour(9, NeighbourState::Stale, Some(MAC)), false);
+        assert_eq!(mirror.refresh(2 * REFRESH), [(1, PEER)]);
+    }
+
+    #[test]
+    fn a_refused_request_is_answered_unless_the_neighbour_is_known() {
+        let mut mirror = Mirror::new(interfaces());
+        let mut events = Vec::new();
+        mirror.on_resolve_refused((1, PEER), &mut events);
+        assert_eq!(events, [GONE]);
+        apply(&mut mirror, neighbour(9, NeighbourState::Reachable, Some(MAC)), false);
+        mirror.on_resolve_refused((1, PEER), &mut events);
+        assert_eq!(events, [GONE], "it holds its last MAC address");
+    }
+
+    fn link(index: u32, flags: LinkFlags, mtu: u32) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.attributes = vec![LinkAttribute::Address(vec![2, 0, 0, 0, 1, index as u8]), LinkAttribute::Mtu(mtu)];
+        message
+    }
+
+    #[test]
+    fn carrier_mtu_and_removal_of_our_interfaces_are_told() {
+        let both = LinkFlags::Up | LinkFlags::LowerUp;
+        let mut mirror = Mirror::new(interfaces());
+        let mut told = |change: RouteNetlinkMessage| {
+            let mut events = Vec::new();
+            let is_route_change = mirror.on_change(&change, 0, &mut events);
+            let now = events.first().map(|event| match event {
+                KernelEvent::Interface { interface: 1, now } => (now.is_up, now.mtu),
+                other => panic!("{other:?}"),
+            });
+            (now, is_route_change)
+        };
+        assert_eq!(told(RouteNetlinkMessage::NewLink(link(9, both, 1500))), (None, false), "nothing new");
+        assert_eq!(told(RouteNetlinkMessage::NewLink(link(9, both, 1400))), (Some((true, 1400)), false));
+        assert_eq!(told(RouteNetlinkMessage::NewLink(link(9, LinkFlags::Up, 1400))), (Some((false, 1400)), true));
+        assert_eq!(told(RouteNetlinkMessage::NewLink(link(9, both, 70_000))), (Some((true, u16::MAX)), true));
+        assert_eq!(told(RouteNetlinkMessage::DelLink(link(9, both, 1400))), (Some((false, 1400)), true));
+        assert_eq!(told(RouteNetlinkMessage::NewLink(link(8, both, 1400))), (None, false), "not ours");
+    }
+
+    #[test]
+    fn an_interface_missing_from_a_dump_is_down() {
+        let mut mirror = Mirror::new(interfaces());
+        let up = Link::parse(&link(7, LinkFlags::Up | LinkFlags::LowerUp, 1500));
+        let mut events = Vec::new();
+        mirror.on_links(&[up], &mut events);
+        let now = Interface { is_up: false, ..interfaces()[1] };
+        assert_eq!(events, [KernelEvent::Interface { interface: 1, now }]);
+    }
+}
