@@ -16,6 +16,14 @@ pub const ALPN: &[u8] = b"starnet/1";
 /// Name of a node: one DNS label. Its certificate is for `NAME.node.starnet`.
 pub type NodeName = String;
 
+/// True where `name` may be the name of a node: a DNS label (RFC 1123, 2.1) in lower case.
+pub fn is_node_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
 /// A session's number: random, chosen by the client, so that a request sent twice opens one session.
 pub type SessionId = [u8; 16];
 

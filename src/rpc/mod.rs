@@ -1,5 +1,7 @@
 //! Control messages and how they travel: QUIC, one stream a request.
 
+pub mod cert;
+pub mod codec;
 pub mod files;
 pub mod messages;
 pub mod token;
