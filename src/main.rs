@@ -1,2 +1,7 @@
-//! starnet
-fn main() {}
+//! The program: see [`starnet::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    starnet::cli::main()
+}

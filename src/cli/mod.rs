@@ -1,1 +1,141 @@
-//! The command line.
+//! The command line: what is asked for, and how the answer and a failure look.
+//!
+//! Exit status: 0 done, 1 it failed while running, 2 the command line or a file it names is wrong. A failure is
+//! one line on stderr: `starnet: …`.
+
+mod doctor;
+mod log;
+mod show;
+mod token;
+
+use std::{
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::config_file::ConfigError;
+
+/// A packet relay appliance: carries IP packets over several paths at once, AF_XDP in, AF_XDP out.
+#[derive(Parser, Debug)]
+#[command(name = "starnet", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Arguments {
+    /// Say more on stderr: once for details, twice for everything (RUST_LOG overrides)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make the key that tokens are signed with, and issue tokens to clients
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Show what a running node, control centre or client does
+    Show(show::Arguments),
+    /// Check whether this machine can run a node, and say what to do where it cannot
+    Doctor(doctor::Arguments),
+    /// Print the version
+    Version,
+}
+
+/// Why a command ended badly.
+#[derive(Debug)]
+enum Failure {
+    /// The command line or a file it names is wrong: nothing was started.
+    Usage(String),
+    /// It failed while running.
+    Runtime(String),
+}
+
+impl Failure {
+    fn runtime(error: impl fmt::Display) -> Self {
+        Self::Runtime(error.to_string())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// Runs the command in the process's arguments; returns its exit status.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if !error.use_stderr() => return finish(print(&error.render().to_string())),
+        Err(error) => return finish(Err(Failure::Usage(usage_line(&error.render().to_string())))),
+    };
+    log::start(arguments.verbose);
+    finish(match arguments.command {
+        Command::Token(command) => token::run(&command),
+        Command::Show(arguments) => show::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Version => print(concat!("starnet ", env!("CARGO_PKG_VERSION"), "\n")),
+    })
+}
+
+fn finish(result: Result<(), Failure>) -> ExitCode {
+    let (code, message) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Runtime(message)) => (1, message),
+        Err(Failure::Usage(message)) => (2, message),
+    };
+    // An empty message: the command has said all there is on stdout.
+    if !message.is_empty() {
+        eprintln!("starnet: {}", message.trim_end());
+    }
+    ExitCode::from(code)
+}
+
+/// Writes to stdout. A reader that went away (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::runtime(format!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+/// clap's message in one line, without its prefix and its usage text.
+fn usage_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let text: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let text = text.join(" ");
+    match text.strip_prefix("error: ") {
+        Some(text) => format!("{text} (see starnet --help)"),
+        // No subcommand: clap gives the help text instead of an error.
+        None => "no command was given (see starnet --help)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn refusal(arguments: &[&str]) -> String {
+        let error = Arguments::try_parse_from(["starnet"].iter().chain(arguments)).unwrap_err();
+        usage_line(&error.render().to_string())
+    }
+
+    #[test]
+    fn the_definition_of_the_arguments_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        assert_eq!(
+            refusal(&["token", "issue"]),
+            "the following required arguments were not provided: --client <NAME> (see starnet --help)"
+        );
+        assert_eq!(refusal(&["frobnicate"]), "unrecognized subcommand 'frobnicate' (see starnet --help)");
+        assert_eq!(refusal(&[]), "no command was given (see starnet --help)");
+    }
+}

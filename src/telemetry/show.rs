@@ -1,0 +1,403 @@
+//! What `starnet show` shows: the figures as they go over the operator's socket (JSON), and as columns.
+//!
+//! The JSON has raw numbers with the unit in the field's name; the columns are for reading and may round.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::table::{self, Table};
+
+/// What can be asked of a node's or a control centre's socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Topic {
+    /// The node in one page: addresses, ports, XDP mode, uptime, tables in use
+    Node,
+    /// Packets and bytes of each worker, and of all together
+    Workers,
+    /// The packet graph: packets and batches of each node, packets over each edge
+    Graph,
+    /// Sessions that this node is part of
+    Sessions,
+    /// Paths of those sessions: what arrived over each, and what came first
+    Paths,
+    /// Neighbour nodes: round trips, jitter and loss of the probes
+    Peers,
+    /// Packets dropped, by graph node and reason
+    Drops,
+    /// Time per packet in each graph node, and from rx to tx
+    Latency,
+    /// Links between all nodes (control centre)
+    Topology,
+    /// Registered nodes (control centre)
+    Nodes,
+}
+
+impl Topic {
+    /// Its name in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Workers => "workers",
+            Self::Graph => "graph",
+            Self::Sessions => "sessions",
+            Self::Paths => "paths",
+            Self::Peers => "peers",
+            Self::Drops => "drops",
+            Self::Latency => "latency",
+            Self::Topology => "topology",
+            Self::Nodes => "nodes",
+        }
+    }
+
+    /// The topic of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        <Self as clap::ValueEnum>::from_str(name, false).ok()
+    }
+}
+
+/// The node in one page.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Version of the program.
+    pub version: String,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// The address others see.
+    pub address: String,
+    /// UDP port of relay packets.
+    pub data_port: u16,
+    /// NAT ports, `FIRST-LAST`.
+    pub nat_ports: String,
+    /// Where it answers control messages.
+    pub control: String,
+    /// What it is willing to be.
+    pub roles: Vec<String>,
+    /// The control centre.
+    pub controller: String,
+    /// True while the control centre answers.
+    pub is_registered: bool,
+    /// Random at each start.
+    pub boot_epoch: String,
+    /// `adaptive` or `busy`.
+    pub idle: String,
+    /// True where packets lie in hugepages.
+    pub is_hugepages: bool,
+    /// Interfaces it serves.
+    pub interfaces: Vec<InterfaceView>,
+    /// The core of each worker; none: not pinned.
+    pub cores: Vec<Option<usize>>,
+    /// Milliseconds since the control core last went round its loop.
+    pub control_core_age_ms: u64,
+    /// Neighbour nodes.
+    pub peers: usize,
+    /// Conntrack slots in use.
+    pub slots_used: u64,
+    /// Conntrack slots there are.
+    pub slots: u64,
+    /// NAT bindings in use.
+    pub bindings_used: u64,
+    /// NAT bindings there are.
+    pub bindings: u64,
+}
+
+/// An interface of the node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Its name.
+    pub name: String,
+    /// How the XDP program is attached: `native` or `skb`.
+    pub xdp: String,
+    /// How the sockets are bound: `zerocopy` or `copy`.
+    pub bind: String,
+}
+
+/// Counters of one worker; see `published::WorkerCounters`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the same fields as published::WorkerCounters, documented there")]
+pub struct WorkerView {
+    /// Number, or `all`.
+    pub worker: String,
+    pub core: Option<usize>,
+    pub is_asleep: bool,
+    pub sweeps: u64,
+    pub busy_sweeps: u64,
+    pub received: u64,
+    pub received_bytes: u64,
+    pub injected: u64,
+    pub sent: u64,
+    pub sent_bytes: u64,
+    pub dropped: u64,
+    pub punted: u64,
+    pub handed_off: u64,
+    pub commands: u64,
+    pub waiting: u64,
+    pub slots_used: u64,
+    pub bindings_used: u64,
+    pub kernel_rx_dropped: u64,
+    pub kernel_fill_empty: u64,
+}
+
+/// A node of the packet graph, all workers together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GraphNodeView {
+    /// Its name.
+    pub node: String,
+    /// Packets that entered it.
+    pub packets: u64,
+    /// Batches in which it had any.
+    pub batches: u64,
+    /// Packets it dropped, all reasons.
+    pub drops: u64,
+    /// Where the others went.
+    pub next: Vec<EdgeView>,
+}
+
+/// An edge of the packet graph.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EdgeView {
+    /// The node it leads to.
+    pub to: String,
+    /// Packets that took it.
+    pub packets: u64,
+}
+
+/// A drop counter, all workers together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DropView {
+    /// `<node>.drop.<reason>`.
+    pub counter: String,
+    /// Packets.
+    pub packets: u64,
+    /// What the reason means.
+    pub meaning: String,
+}
+
+/// A distribution of times since the node's start, all workers together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LatencyView {
+    /// The graph node; `residence`: from rx to tx; `waited`: that of packets the control core was asked about.
+    pub what: String,
+    /// Packets measured.
+    pub count: u64,
+    /// Median, nanoseconds.
+    pub p50_ns: u64,
+    /// 90th percentile, nanoseconds.
+    pub p90_ns: u64,
+    /// 99th percentile, nanoseconds.
+    pub p99_ns: u64,
+    /// 99.9th percentile, nanoseconds.
+    pub p999_ns: u64,
+    /// Longest, nanoseconds.
+    pub max_ns: u64,
+}
+
+/// Leaves out what is zero throughout: drop counters, edges nothing took, times nothing was measured of.
+pub fn without_zeroes(topic: Topic, value: Value) -> Value {
+    let is_kept = |item: &Value, field: &str| item[field].as_u64() != Some(0);
+    let Value::Array(mut items) = value else { return value };
+    match topic {
+        Topic::Drops => items.retain(|item| is_kept(item, "packets")),
+        Topic::Latency => items.retain(|item| is_kept(item, "count")),
+        Topic::Graph => {
+            for item in &mut items {
+                if let Some(Value::Array(edges)) = item.get_mut("next") {
+                    edges.retain(|edge| is_kept(edge, "packets"));
+                }
+            }
+        }
+        _ => {}
+    }
+    Value::Array(items)
+}
+
+/// An answer as columns. An error says what the answer is not, which happens between different versions.
+pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
+    Ok(match topic {
+        Topic::Node => node(&read(value)?),
+        Topic::Workers => workers(&read::<Vec<WorkerView>>(value)?),
+        Topic::Graph => graph(&read::<Vec<GraphNodeView>>(value)?),
+        Topic::Drops => drops(&read::<Vec<DropView>>(value)?),
+        Topic::Latency => latency(&read::<Vec<LatencyView>>(value)?),
+        Topic::Sessions | Topic::Paths | Topic::Peers | Topic::Topology | Topic::Nodes => String::new(),
+    })
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| format!("the answer is not understood: {error}"))
+}
+
+fn node(view: &NodeView) -> String {
+    let mut table = Table::new(["", ""]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row(
+        "node",
+        format!("{}, starnet {}, up {}", view.name, view.version, table::uptime(Duration::from_secs(view.uptime_s))),
+    );
+    row("address", format!("{}, data port {}, NAT ports {}", view.address, view.data_port, view.nat_ports));
+    row("roles", view.roles.join(", "));
+    row("control", view.control.clone());
+    let state = if view.is_registered { "registered" } else { "not answering" };
+    row("controller", format!("{}, {state}", view.controller));
+    row("boot epoch", view.boot_epoch.clone());
+    for interface in &view.interfaces {
+        row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));
+    }
+    row("frames in", if view.is_hugepages { "hugepages" } else { "4 KiB pages" }.to_owned());
+    let cores: Vec<String> = view.cores.iter().map(|core| core_name(*core)).collect();
+    row("workers", format!("{}, on core {}, idle policy {}", view.cores.len(), cores.join(" "), view.idle));
+    row("control core", format!("last went round {} ms ago", view.control_core_age_ms));
+    row("peers", view.peers.to_string());
+    row("slots", format!("{} of {} used", view.slots_used, view.slots));
+    row("bindings", format!("{} of {} used", view.bindings_used, view.bindings));
+    table.to_string()
+}
+
+fn core_name(core: Option<usize>) -> String {
+    core.map_or_else(|| "any".to_owned(), |core| core.to_string())
+}
+
+fn workers(views: &[WorkerView]) -> String {
+    let mut traffic = Table::new([
+        "worker",
+        "core",
+        "state",
+        ">received",
+        ">bytes",
+        ">injected",
+        ">sent",
+        ">bytes",
+        ">dropped",
+        ">punted",
+        ">handed off",
+    ]);
+    let mut work = Table::new([
+        "worker",
+        ">sweeps",
+        ">busy",
+        ">commands",
+        ">waiting",
+        ">slots",
+        ">bindings",
+        ">rx ring full",
+        ">fill ring empty",
+    ]);
+    for view in views {
+        traffic.row([
+            view.worker.clone(),
+            if view.worker == "all" { String::new() } else { core_name(view.core) },
+            match (view.worker.as_str(), view.is_asleep) {
+                ("all", _) => "",
+                (_, true) => "asleep",
+                (_, false) => "awake",
+            }
+            .to_owned(),
+            view.received.to_string(),
+            table::bytes(view.received_bytes),
+            view.injected.to_string(),
+            view.sent.to_string(),
+            table::bytes(view.sent_bytes),
+            view.dropped.to_string(),
+            view.punted.to_string(),
+            view.handed_off.to_string(),
+        ]);
+        work.row([
+            view.worker.clone(),
+            view.sweeps.to_string(),
+            view.busy_sweeps.to_string(),
+            view.commands.to_string(),
+            view.waiting.to_string(),
+            view.slots_used.to_string(),
+            view.bindings_used.to_string(),
+            view.kernel_rx_dropped.to_string(),
+            view.kernel_fill_empty.to_string(),
+        ]);
+    }
+    format!("{traffic}\n{work}")
+}
+
+fn graph(views: &[GraphNodeView]) -> String {
+    let mut table = Table::new(["node", ">packets", ">batches", ">a batch", ">dropped", "next"]);
+    for view in views {
+        let next: Vec<String> = view.next.iter().map(|edge| format!("{} {}", edge.to, edge.packets)).collect();
+        let a_batch = if view.batches == 0 { 0.0 } else { view.packets as f64 / view.batches as f64 };
+        table.row([
+            view.node.clone(),
+            view.packets.to_string(),
+            view.batches.to_string(),
+            format!("{a_batch:.1}"),
+            view.drops.to_string(),
+            next.join(", "),
+        ]);
+    }
+    table.to_string()
+}
+
+fn drops(views: &[DropView]) -> String {
+    let mut table = Table::new(["counter", ">packets", "meaning"]);
+    for view in views {
+        table.row([view.counter.clone(), view.packets.to_string(), view.meaning.clone()]);
+    }
+    if table.is_empty() { "nothing was dropped\n".to_owned() } else { table.to_string() }
+}
+
+fn latency(views: &[LatencyView]) -> String {
+    let mut table = Table::new(["time in", ">packets", ">p50", ">p90", ">p99", ">p99.9", ">max"]);
+    for view in views {
+        let [p50, p90, p99, p999, max] =
+            [view.p50_ns, view.p90_ns, view.p99_ns, view.p999_ns, view.max_ns].map(table::nanoseconds);
+        table.row([view.what.clone(), view.count.to_string(), p50, p90, p99, p999, max]);
+    }
+    if table.is_empty() { "no packet was measured yet\n".to_owned() } else { table.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn drops_show_the_counters_that_are_not_zero() {
+        let counters = json!([
+            { "counter": "ip4_input.drop.bad_checksum", "packets": 0, "meaning": "The header's checksum is wrong." },
+            { "counter": "relay_input.drop.wrong_tag", "packets": 3, "meaning": "Not this hop's key." },
+        ]);
+        let shown = columns(Topic::Drops, without_zeroes(Topic::Drops, counters)).unwrap();
+        assert_eq!(
+            shown,
+            "counter                     packets  meaning\n\
+             relay_input.drop.wrong_tag        3  Not this hop's key.\n"
+        );
+    }
+
+    #[test]
+    fn the_graph_shows_edges_that_were_taken() {
+        let nodes = json!([{ "node": "rx", "packets": 10, "batches": 4, "drops": 1,
+            "next": [{ "to": "ip4_input", "packets": 9 }, { "to": "punt", "packets": 0 }] }]);
+        let shown = columns(Topic::Graph, without_zeroes(Topic::Graph, nodes)).unwrap();
+        assert_eq!(
+            shown,
+            "node  packets  batches  a batch  dropped  next\n\
+             rx         10        4      2.5        1  ip4_input 9\n"
+        );
+    }
+
+    #[test]
+    fn an_answer_of_another_shape_is_an_error() {
+        let error = columns(Topic::Drops, json!([{ "counter": 1 }])).unwrap_err();
+        assert!(error.starts_with("the answer is not understood: "), "{error}");
+    }
+
+    #[test]
+    fn a_topic_is_found_by_its_name() {
+        for topic in <Topic as clap::ValueEnum>::value_variants() {
+            assert_eq!(Topic::from_name(topic.name()), Some(*topic));
+        }
+        assert_eq!(Topic::from_name("nosuch"), None);
+    }
+}
