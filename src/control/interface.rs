@@ -62,6 +62,7 @@ pub enum Caller {
 
 /// A change the kernel told of, or the answer to [`Effect::Resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum KernelEvent {
     /// All routes out of our interfaces as they are now (`interface` is the driver's number).
     Routes(Vec<crate::dataplane::forwarding::Route>),
@@ -75,6 +76,7 @@ pub enum KernelEvent {
 
 /// What is to be done.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Effect {
     /// Put a command into the ring of a worker.
     Command { worker: usize, command: Command },

@@ -15,6 +15,7 @@ use crate::{Nanos, telemetry::histogram::Histograms};
 
 /// From the control core to a worker.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Command {
     /// Starts fan `fan` anew: no links, empty window, counters at zero.
     InitFan { fan: u32, init: FanInit },
@@ -46,6 +47,7 @@ pub enum Command {
 
 /// From a worker to the control core.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Event {
     /// A packet waits for the control core.
     Punt { waiting: u32, cause: PuntCause },

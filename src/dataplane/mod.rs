@@ -24,6 +24,8 @@ pub mod packet;
 pub mod published;
 pub mod reason;
 pub mod route_cache;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod waiting;
 pub mod window;
 pub mod worker;

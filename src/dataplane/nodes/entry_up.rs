@@ -44,3 +44,52 @@ fn entry_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict 
     }
     Verdict::Next(NodeId::IpOutput)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{dataplane::testing::*, wire::relay::Kind};
+
+    #[test]
+    fn a_packet_goes_down_every_path_once() {
+        let mut bench = Bench::new();
+        bench.entry(3);
+        let out = bench.run(&[Relayed::from_client(1, b"inner".to_vec()).frame()]);
+        assert_eq!(bench.moved(), []);
+        let mut paths: Vec<_> = out
+            .iter()
+            .map(|frame| {
+                let got = sent(frame, &DOWN_KEY);
+                assert!(got.is_authentic && got.inner == b"inner" && got.header.sequence == 1);
+                (got.header.path, got.header.ct_index)
+            })
+            .collect();
+        paths.sort_unstable();
+        assert_eq!(paths, [(0, 20), (1, 21), (2, 22)]);
+    }
+
+    #[test]
+    fn a_session_without_paths_drops() {
+        let mut bench = Bench::new();
+        bench.entry(0);
+        bench.expect_drop(Relayed::from_client(1, vec![]).frame(), "entry_up.drop.no_path");
+    }
+
+    #[test]
+    fn a_client_moves_by_a_newer_authentic_keep_alive_only() {
+        let mut bench = Bench::new();
+        bench.entry(1);
+        let elsewhere = (ROUTER, 1234);
+        let data = |sequence| Relayed { from: elsewhere, ..Relayed::from_client(sequence, vec![]) };
+        let keep_alive = |sequence| Relayed { kind: Kind::KeepAliveUp, ..data(sequence) };
+        assert_eq!(bench.run(&[Relayed::from_client(10, vec![]).frame()]).len(), 1);
+        bench.expect_drop(data(11).frame(), "relay_input.drop.wrong_source");
+        bench.expect_drop(Relayed { key: DOWN_KEY, ..keep_alive(11) }.frame(), "relay_input.drop.wrong_tag");
+        assert_eq!(bench.run(&[keep_alive(10).frame()]).len(), 1, "an old one travels on but binds nothing");
+        bench.expect_drop(data(11).frame(), "relay_input.drop.wrong_source");
+        assert_eq!(bench.run(&[keep_alive(12).frame()]).len(), 1);
+        assert_eq!(bench.run(&[data(13).frame()]).len(), 1);
+        bench.expect_drop(Relayed::from_client(14, vec![]).frame(), "relay_input.drop.wrong_source");
+        let down = bench.run(&[Relayed::down(2, 1, vec![]).frame()]);
+        assert_eq!(sent(&down[0], &UP_KEY).to, elsewhere);
+    }
+}

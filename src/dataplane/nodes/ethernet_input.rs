@@ -17,3 +17,16 @@ fn ethernet_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Ve
         None => Verdict::Drop(Reason::TooShort),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::dataplane::testing::*;
+
+    #[test]
+    fn short_frames_and_other_ether_types_are_dropped() {
+        let mut bench = Bench::new();
+        bench.expect_drop(vec![0; 13], "ethernet_input.drop.too_short");
+        bench.expect_drop(vec![], "ethernet_input.drop.too_short");
+        bench.expect_drop(vec![0; 60], "ethernet_input.drop.unknown_ethertype");
+    }
+}

@@ -31,3 +31,37 @@ fn exit_up(context: &mut Context, _: &mut Frames, slot: usize) -> Verdict {
     packet.from_inside = true;
     Verdict::Next(NodeId::NatIn2out)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::{conntrack::NO_BINDING, testing::*},
+        wire::{ip4, relay::Kind},
+    };
+
+    #[test]
+    fn of_three_copies_one_packet_reaches_the_server() {
+        let mut bench = Bench::new();
+        bench.exit(3, NO_BINDING);
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let inner = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
+        let out = bench.run(&[2, 0, 1].map(|path| Relayed { path, ..Relayed::up(3, 9, inner.clone()) }.frame()));
+        assert_eq!(bench.moved(), [("exit_up.drop.duplicate".to_owned(), 2)]);
+        assert_eq!(out.len(), 1);
+    }
+
+    #[test]
+    fn a_keep_alive_is_answered_once_over_every_path_and_not_longer_than_asked() {
+        let mut bench = Bench::new();
+        bench.exit(2, NO_BINDING);
+        let keep_alive = |path| Relayed { path, kind: Kind::KeepAliveUp, ..Relayed::up(3, 5, vec![7; 30]) }.frame();
+        let out = bench.run(&[keep_alive(0), keep_alive(1)]);
+        assert_eq!(bench.moved(), [("exit_up.drop.duplicate".to_owned(), 1)]);
+        assert_eq!(out.len(), 2);
+        for frame in &out {
+            let got = sent(frame, &UP_KEY);
+            assert!(got.is_authentic && got.inner.is_empty());
+            assert_eq!((got.header.kind, got.header.sequence, got.to.0), (Kind::KeepAliveDown, 1, UPSTREAM));
+        }
+    }
+}

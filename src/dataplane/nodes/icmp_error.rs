@@ -54,3 +54,43 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     write(message, icmp::CHECKSUM, &field.to_be_bytes());
     Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dataplane::{conntrack::NO_BINDING, testing::*},
+        limits::TICK,
+    };
+
+    #[test]
+    fn no_more_errors_than_the_budget_are_sent_a_tick() {
+        let mut bench = Bench::new();
+        bench.exit(1, NO_BINDING);
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let big = frame(&udp_packet((SERVER, 53), (US, 41_000), &[0; 1400]));
+        let flood = vec![big; ERRORS_A_TICK as usize + 5];
+        assert_eq!(bench.run(&flood).len(), ERRORS_A_TICK as usize);
+        assert_eq!(bench.moved(), [("icmp_error.drop.error_unanswered".to_owned(), 5)]);
+        bench.now += TICK;
+        assert_eq!(bench.run(&flood[..1]).len(), 1);
+    }
+
+    #[test]
+    fn no_error_is_sent_about_an_error_or_to_nobody() {
+        let mut bench = Bench::new();
+        bench.exit(1, NO_BINDING);
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let quoted = udp_packet((US, 41_000), (SERVER, 53), b"question");
+        let rest: Vec<u8> = [0; 4].into_iter().chain(quoted).collect();
+        let mut error = icmp_packet(ROUTER, US, icmp::UNREACHABLE, 1, &rest);
+        error[ip4::TTL] = 1;
+        write(&mut error, ip4::CHECKSUM, &[0, 0]);
+        let field = checksum::of(&error[..20]);
+        write(&mut error, ip4::CHECKSUM, &field.to_be_bytes());
+        bench.expect_drop(frame(&error), "icmp_error.drop.error_unanswered");
+        let nobody = std::net::Ipv4Addr::new(224, 0, 0, 1);
+        let big = udp_packet((nobody, 53), (US, 41_000), &[0; 1400]);
+        bench.expect_drop(frame(&big), "icmp_error.drop.error_unanswered");
+    }
+}

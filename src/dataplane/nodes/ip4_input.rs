@@ -36,3 +36,46 @@ pub(super) fn check(packet: &mut Packet, frames: &mut Frames) -> Result<ip4::Hea
     packet.protocol = header.protocol;
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::testing::*,
+        wire::{checksum, ip4, write},
+    };
+
+    fn mangled(at: usize, value: u8, fix_checksum: bool) -> Vec<u8> {
+        let mut ip = udp_packet((UPSTREAM, 1), (US, DATA_PORT), b"payload");
+        ip[at] = value;
+        if fix_checksum {
+            write(&mut ip, ip4::CHECKSUM, &[0, 0]);
+            let field = checksum::of(&ip[..20]);
+            write(&mut ip, ip4::CHECKSUM, &field.to_be_bytes());
+        }
+        frame(&ip)
+    }
+
+    #[test]
+    fn each_fault_of_the_header_has_its_reason() {
+        let mut bench = Bench::new();
+        bench.expect_drop(frame(&[0x45; 19]), "ip4_input.drop.too_short");
+        bench.expect_drop(mangled(0, 0x65, true), "ip4_input.drop.bad_version");
+        bench.expect_drop(mangled(0, 0x44, true), "ip4_input.drop.bad_length");
+        bench.expect_drop(mangled(3, 250, true), "ip4_input.drop.bad_length");
+        bench.expect_drop(mangled(8, 1, false), "ip4_input.drop.bad_checksum");
+        bench.expect_drop(mangled(6, 0x20, true), "ip4_input.drop.fragment");
+        bench.expect_drop(mangled(7, 1, true), "ip4_input.drop.fragment");
+        bench.expect_drop(mangled(19, 77, true), "ip4_input.drop.not_ours");
+    }
+
+    #[test]
+    fn ethernet_padding_is_cut_off() {
+        let mut bench = Bench::new();
+        bench.relay();
+        let mut padded = Relayed::up(1, 1, vec![]).frame();
+        padded.extend_from_slice(&[0xee; 9]);
+        let out = bench.run(&[padded]);
+        assert_eq!(bench.moved(), []);
+        assert!(sent(&out[0], &DOWN_KEY).inner.is_empty());
+    }
+}

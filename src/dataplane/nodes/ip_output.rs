@@ -33,3 +33,57 @@ fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
     context.packets[slot].interface = interface;
     Verdict::Next(NodeId::Tx)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::dataplane::{
+        command::{Command, Event, PuntCause},
+        conntrack::{CtIndex, Link, Role},
+        forwarding::{Adjacency, Forwarding},
+        testing::*,
+    };
+
+    fn to(bench: &mut Bench, address: std::net::Ipv4Addr) {
+        let link = |address, key| Link { address, port: DATA_PORT, generation: 0, ct_index: CtIndex(0), key };
+        bench.tell(Command::SetSlot {
+            slot: 1,
+            generation: GENERATION,
+            role: Role::Relay,
+            fan: 0,
+            up: link(UPSTREAM, UP_KEY),
+            down: link(address, DOWN_KEY),
+        });
+    }
+
+    fn changed(bench: &mut Bench, change: impl Fn(&mut Forwarding)) {
+        let mut forwarding = bench.worker.context().routes.forwarding().clone();
+        change(&mut forwarding);
+        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        while bench.events.pop().is_ok() {}
+    }
+
+    #[test]
+    fn a_packet_to_an_unresolved_neighbour_waits_for_it() {
+        let mut bench = Bench::new();
+        to(&mut bench, UNRESOLVED);
+        assert!(bench.run(&[Relayed::up(1, 1, vec![]).frame()]).is_empty());
+        let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
+        assert_eq!(cause, PuntCause::NoAdjacency { interface: 5, next_hop: UNRESOLVED });
+        changed(&mut bench, |f| f.adjacencies.push(Adjacency { next_hop: UNRESOLVED, mac: [6; 6], interface: 0 }));
+        bench.commands.push(Command::Resume { waiting }).unwrap();
+        let out = bench.sweep();
+        assert_eq!(out[0][..12], [6, 6, 6, 6, 6, 6, 2, 0, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn no_route_an_interface_down_and_a_small_mtu_drop_by_reason() {
+        let mut bench = Bench::new();
+        to(&mut bench, std::net::Ipv4Addr::new(203, 0, 113, 1));
+        bench.expect_drop(Relayed::up(1, 1, vec![]).frame(), "ip_output.drop.no_route");
+        to(&mut bench, DOWNSTREAM);
+        changed(&mut bench, |f| f.interfaces[0].mtu = 100);
+        bench.expect_drop(Relayed::up(1, 2, vec![0; 100]).frame(), "ip_output.drop.too_big");
+        changed(&mut bench, |f| f.interfaces[0].is_up = false);
+        bench.expect_drop(Relayed::up(1, 3, vec![]).frame(), "ip_output.drop.interface_down");
+    }
+}

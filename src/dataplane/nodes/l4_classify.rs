@@ -63,3 +63,39 @@ fn is_checksum_valid(header: &[u8], datagram: &[u8]) -> bool {
     let pseudo = checksum::pseudo_header(header.source, header.destination, ip4::UDP, datagram.len() as u16);
     checksum::fold(checksum::sum(datagram, pseudo)) == 0xffff
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::testing::*,
+        wire::{icmp, ip4, tcp, udp, write},
+    };
+
+    #[test]
+    fn what_is_not_ours_is_dropped_by_reason() {
+        let mut bench = Bench::new();
+        let udp = |port| frame(&udp_packet((SERVER, 53), (US, port), b"x"));
+        bench.expect_drop(udp(DATA_PORT - 1), "l4_classify.drop.not_our_port");
+        bench.expect_drop(udp(DATA_PORT + 10_000), "l4_classify.drop.not_our_port");
+        let reset = tcp_packet((SERVER, 80), (US, 22), tcp::RST, &[]);
+        bench.expect_drop(frame(&reset), "l4_classify.drop.not_our_port");
+        let echo = icmp_packet(SERVER, US, icmp::ECHO_REQUEST, 0, &[0xa0, 0, 0, 1]);
+        bench.expect_drop(frame(&echo), "l4_classify.drop.unknown_protocol");
+        bench.expect_drop(frame(&packet(SERVER, US, 47, &[0; 8])), "l4_classify.drop.unknown_protocol");
+        bench.expect_drop(frame(&packet(SERVER, US, ip4::ICMP, &[0; 5])), "l4_classify.drop.too_short");
+        bench.expect_drop(frame(&packet(SERVER, US, ip4::TCP, &[0; 20])), "l4_classify.drop.bad_length");
+    }
+
+    #[test]
+    fn a_wrong_outer_checksum_or_length_is_dropped() {
+        let mut bench = Bench::new();
+        let mut ip = udp_packet((UPSTREAM, 1), (US, DATA_PORT), b"payload");
+        ip[27] ^= 1;
+        bench.expect_drop(frame(&ip), "l4_classify.drop.bad_checksum");
+        let mut ip = udp_packet((UPSTREAM, 1), (US, DATA_PORT), b"payload");
+        write(&mut ip, 20 + udp::LENGTH, &200u16.to_be_bytes());
+        bench.expect_drop(frame(&ip), "l4_classify.drop.bad_length");
+        write(&mut ip, 20 + udp::LENGTH, &9u16.to_be_bytes());
+        bench.expect_drop(frame(&ip), "l4_classify.drop.bad_length");
+    }
+}

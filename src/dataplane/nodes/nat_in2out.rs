@@ -183,3 +183,160 @@ pub(super) fn reason_of(bad: BadQuote) -> Reason {
 pub(super) fn largest_segment(mtu: u16) -> u16 {
     mtu.saturating_sub((ip4::HEADER_BYTES + tcp::HEADER_BYTES) as u16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dataplane::{
+            command::{Command, Event},
+            testing::*,
+        },
+        wire::{checksum, write},
+    };
+
+    fn tunnel() -> Bench {
+        let mut bench = Bench::new();
+        bench.exit(1, NO_BINDING);
+        bench
+    }
+
+    fn up(sequence: u64, inner: &[u8]) -> Vec<u8> {
+        Relayed::up(3, sequence, inner.to_vec()).frame()
+    }
+
+    #[test]
+    fn a_known_flow_is_rewritten_exactly_and_nothing_else_changes() {
+        let mut bench = tunnel();
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let inner = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
+        let out = bench.run(&[up(1, &inner)]);
+        assert_eq!(bench.moved(), []);
+        let mut expected = udp_packet((US, 41_000), (SERVER, 53), b"question");
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(out[0][14..], expected);
+    }
+
+    #[test]
+    fn a_first_packet_waits_and_is_not_lost() {
+        let mut bench = tunnel();
+        let inner = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
+        assert!(bench.run(&[up(1, &inner)]).is_empty());
+        assert_eq!(bench.moved(), []);
+        let key = BindingKey { slot: 3, protocol: ip4::UDP, address: INSIDE, port: 1000 };
+        let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
+        assert_eq!(cause, PuntCause::NoBinding { key, remote: (SERVER, 53), tcp_flags: 0 });
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        bench.commands.push(Command::Resume { waiting }).unwrap();
+        let out = bench.sweep();
+        assert_eq!(out.len(), 1);
+        assert!(has_valid_checksums(&out[0][14..]));
+        bench.commands.push(Command::Resume { waiting }).unwrap();
+        assert!(bench.sweep().is_empty(), "a second answer sends nothing");
+    }
+
+    #[test]
+    fn a_refused_packet_is_counted_under_the_reason_given() {
+        let mut bench = tunnel();
+        bench.run(&[up(1, &udp_packet((INSIDE, 1000), (SERVER, 53), b"?"))]);
+        let Ok(Event::Punt { waiting, .. }) = bench.events.pop() else { panic!("nothing punted") };
+        bench.tell(Command::Refuse { waiting, reason: Reason::PortsExhausted });
+        assert_eq!(bench.moved(), [("punt.drop.ports_exhausted".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn policy_is_checked_before_anything_is_allocated() {
+        let mut bench = tunnel();
+        let udp = |from, to| up(bench_sequence(), &udp_packet(from, to, b"x"));
+        bench.expect_drop(udp((INSIDE, 1), (PRIVATE, 53)), "nat_in2out.drop.denied");
+        bench.expect_drop(udp((INSIDE, 1), (US, 22)), "nat_in2out.drop.denied");
+        bench.expect_drop(udp((CLIENT, 1), (SERVER, 53)), "nat_in2out.drop.not_inside");
+        let tcp = |port, flags| up(bench_sequence(), &tcp_packet((INSIDE, 1), (SERVER, port), flags, &[]));
+        bench.expect_drop(tcp(25, tcp::SYN), "nat_in2out.drop.denied");
+        bench.expect_drop(tcp(80, tcp::ACK), "nat_in2out.drop.not_syn");
+        bench.expect_drop(
+            up(bench_sequence(), &packet(INSIDE, SERVER, 47, &[0; 8])),
+            "nat_in2out.drop.unknown_protocol",
+        );
+        assert!(bench.events.pop().is_err(), "the control core is not asked");
+    }
+
+    fn bench_sequence() -> u64 {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_flow_session_carries_its_flow_only() {
+        let mut bench = Bench::new();
+        bench.exit(1, 4);
+        bench.bind(ip4::UDP, 1000, 41_000, Some((SERVER, 53)));
+        assert_eq!(bench.run(&[up(1, &udp_packet((INSIDE, 1000), (SERVER, 53), b"x"))]).len(), 1);
+        for (n, inner) in [
+            udp_packet((INSIDE, 1001), (SERVER, 53), b"x"),
+            udp_packet((INSIDE, 1000), (SERVER, 54), b"x"),
+            udp_packet((INSIDE, 1000), (ROUTER, 53), b"x"),
+            tcp_packet((INSIDE, 1000), (SERVER, 53), tcp::SYN, &[]),
+        ]
+        .iter()
+        .enumerate()
+        {
+            bench.expect_drop(up(2 + n as u64, inner), "nat_in2out.drop.not_flow");
+        }
+    }
+
+    #[test]
+    fn a_syn_announces_no_more_than_the_tunnel_carries() {
+        let mut bench = tunnel();
+        bench.bind(ip4::TCP, 1000, 41_000, None);
+        let syn = tcp_packet((INSIDE, 1000), (SERVER, 80), tcp::SYN, &[2, 4, 5, 0xb4]);
+        let out = bench.run(&[up(1, &syn)]);
+        assert_eq!(&out[0][14 + 40..], [2, 4, 5, 0x50], "1360 = 1400 - 40");
+        assert!(has_valid_checksums(&out[0][14..]));
+    }
+
+    #[test]
+    fn a_clients_icmp_error_about_a_servers_packet_reaches_the_server_translated() {
+        let mut bench = tunnel();
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let quoted = udp_packet((SERVER, 53), (INSIDE, 1000), b"late answer");
+        let rest: Vec<u8> = [0; 4].into_iter().chain(quoted[..28].iter().copied()).collect();
+        let out = bench.run(&[up(1, &icmp_packet(INSIDE, SERVER, icmp::UNREACHABLE, 3, &rest))]);
+        assert_eq!(bench.moved(), []);
+        let ip = &out[0][14..];
+        assert!(has_valid_checksums(ip));
+        assert_eq!(ip4::parse(ip).unwrap().source, US);
+        assert_eq!(nat::quote(&ip[20..]).unwrap().destination, (US, 41_000));
+    }
+
+    #[test]
+    fn an_error_for_a_time_to_live_that_ran_out_quotes_the_packet_as_the_client_sent_it() {
+        let mut bench = tunnel();
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let mut inner = udp_packet((INSIDE, 1000), (SERVER, 33_434), b"probe");
+        inner[ip4::TTL] = 1;
+        write(&mut inner, ip4::CHECKSUM, &[0, 0]);
+        let field = checksum::of(&inner[..20]);
+        write(&mut inner, ip4::CHECKSUM, &field.to_be_bytes());
+        let out = bench.run(&[up(1, &inner)]);
+        let got = sent(&out[0], &UP_KEY);
+        assert!(got.is_authentic && has_valid_checksums(&got.inner));
+        let header = ip4::parse(&got.inner).unwrap();
+        assert_eq!((header.source, header.destination), (US, INSIDE));
+        assert_eq!((got.inner[20], got.inner[21]), (icmp::TIME_EXCEEDED, 0));
+        assert_eq!(&got.inner[28..], inner);
+    }
+
+    #[test]
+    fn two_clients_of_one_exit_reach_each_other_by_the_outside_address() {
+        let mut bench = tunnel();
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let out = bench.run(&[up(1, &udp_packet((INSIDE, 1000), (US, 41_000), b"hello me"))]);
+        assert_eq!(bench.moved(), []);
+        let got = sent(&out[0], &UP_KEY);
+        let header = ip4::parse(&got.inner).unwrap();
+        assert_eq!((header.source, header.destination), (US, INSIDE), "the outside source (RFC 4787 REQ-9)");
+        assert!(has_valid_checksums(&got.inner));
+    }
+}

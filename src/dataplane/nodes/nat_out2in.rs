@@ -97,3 +97,120 @@ fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: (
     ip4::replace_address(ip, ip4::DESTINATION, inside.0);
     nat::translate_quote(&mut ip[header_length..], quote, Side::Source, inside.0, inside.1);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{conntrack::NO_BINDING, handoff::mesh, testing::*};
+
+    fn tunnel(protocol: u8) -> Bench {
+        let mut bench = Bench::new();
+        bench.exit(2, NO_BINDING);
+        bench.bind(protocol, 1000, 41_000, None);
+        bench
+    }
+
+    #[test]
+    fn an_answer_goes_to_the_client_over_every_path_with_one_sequence_number() {
+        let mut bench = tunnel(ip4::UDP);
+        let out = bench.run(&[frame(&udp_packet((SERVER, 53), (US, 41_000), b"answer"))]);
+        assert_eq!(bench.moved(), []);
+        let mut expected = udp_packet((SERVER, 53), (INSIDE, 1000), b"answer");
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(out.len(), 2);
+        for frame in &out {
+            let got = sent(frame, &UP_KEY);
+            assert!(got.is_authentic);
+            assert_eq!((got.header.sequence, got.to), (1, (UPSTREAM, DATA_PORT)));
+            assert_eq!(got.inner, expected);
+        }
+    }
+
+    #[test]
+    fn an_echo_reply_finds_its_asker_by_identifier() {
+        let mut bench = tunnel(ip4::ICMP);
+        let reply = icmp_packet(SERVER, US, icmp::ECHO_REPLY, 0, &[0xa0, 0x28, 0, 9, 1, 2, 3]);
+        let out = bench.run(&[frame(&reply)]);
+        let inner = sent(&out[0], &UP_KEY).inner;
+        assert!(has_valid_checksums(&inner));
+        assert_eq!(inner[24..26], 1000u16.to_be_bytes());
+    }
+
+    #[test]
+    fn an_unknown_packet_from_outside_is_dropped() {
+        let mut bench = tunnel(ip4::UDP);
+        bench.expect_drop(frame(&udp_packet((SERVER, 53), (US, 41_001), b"x")), "nat_out2in.drop.no_mapping");
+        let syn = tcp_packet((SERVER, 80), (US, 41_000), tcp::SYN, &[]);
+        bench.expect_drop(frame(&syn), "nat_out2in.drop.no_mapping");
+    }
+
+    #[test]
+    fn a_flow_hears_its_server_only() {
+        let mut bench = Bench::new();
+        bench.exit(1, 4);
+        bench.bind(ip4::UDP, 1000, 41_000, Some((SERVER, 53)));
+        bench.expect_drop(frame(&udp_packet((SERVER, 54), (US, 41_000), b"x")), "nat_out2in.drop.not_remote");
+        bench.expect_drop(frame(&udp_packet((ROUTER, 53), (US, 41_000), b"x")), "nat_out2in.drop.not_remote");
+        assert_eq!(bench.run(&[frame(&udp_packet((SERVER, 53), (US, 41_000), b"x"))]).len(), 1);
+    }
+
+    #[test]
+    fn an_icmp_error_reaches_the_client_with_the_packet_it_sent() {
+        let mut bench = tunnel(ip4::UDP);
+        let quoted = udp_packet((US, 41_000), (SERVER, 53), b"question");
+        let rest: Vec<u8> = [0, 0, 5, 0].into_iter().chain(quoted.iter().copied()).collect();
+        let out = bench.run(&[frame(&icmp_packet(ROUTER, US, icmp::UNREACHABLE, 4, &rest))]);
+        assert_eq!(bench.moved(), []);
+        let inner = sent(&out[0], &UP_KEY).inner;
+        assert!(has_valid_checksums(&inner));
+        let header = ip4::parse(&inner).unwrap();
+        assert_eq!((header.source, header.destination), (ROUTER, INSIDE), "the router is seen as itself");
+        assert_eq!(inner[26..28], [5, 0], "the next hop's MTU stays");
+        assert_eq!(&inner[28..], udp_packet((INSIDE, 1000), (SERVER, 53), b"question"));
+    }
+
+    #[test]
+    fn errors_that_quote_what_we_did_not_send_are_dropped() {
+        let mut bench = tunnel(ip4::UDP);
+        let about = |quoted: &[u8]| {
+            let rest: Vec<u8> = [0; 4].into_iter().chain(quoted.iter().copied()).collect();
+            frame(&icmp_packet(ROUTER, US, icmp::UNREACHABLE, 1, &rest))
+        };
+        bench.expect_drop(about(&udp_packet((CLIENT, 41_000), (SERVER, 53), b"")), "nat_out2in.drop.not_ours");
+        bench.expect_drop(about(&udp_packet((US, 41_002), (SERVER, 53), b"")), "nat_out2in.drop.no_mapping");
+        bench.expect_drop(about(&udp_packet((US, 22), (SERVER, 53), b"")), "nat_out2in.drop.not_our_port");
+        bench.expect_drop(about(&packet(US, SERVER, 47, &[0; 16])), "nat_out2in.drop.unknown_protocol");
+        bench.expect_drop(about(&[0x45]), "nat_out2in.drop.too_short");
+        let mut broken = about(&udp_packet((US, 41_000), (SERVER, 53), b""));
+        broken[14 + 24] ^= 1;
+        bench.expect_drop(broken, "nat_out2in.drop.bad_checksum");
+    }
+
+    #[test]
+    fn a_packet_too_big_for_the_tunnel_is_answered_with_the_size_that_fits() {
+        let mut bench = tunnel(ip4::UDP);
+        let big = udp_packet((SERVER, 53), (US, 41_000), &[0; 1400]);
+        let out = bench.run(&[frame(&big)]);
+        let ip = &out[0][14..];
+        assert!(has_valid_checksums(ip));
+        let header = ip4::parse(ip).unwrap();
+        assert_eq!((header.source, header.destination), (US, SERVER));
+        assert_eq!((ip[20], ip[21], &ip[26..28]), (icmp::UNREACHABLE, 4, &INSIDE_MTU.to_be_bytes()[..]));
+        assert_eq!(ip[28..], big[..ip.len() - 28]);
+    }
+
+    #[test]
+    fn a_packet_for_another_workers_port_is_handed_over_and_goes_on_there() {
+        let mut rings = mesh(2);
+        let mut second = Bench::at(1, 2, rings.pop().unwrap());
+        let mut first = Bench::with_workers(2, rings.pop().unwrap());
+        second.exit(1, NO_BINDING);
+        let port = (41_000..).find(|port| identity(2).owner_of_port(*port) == Some(1)).unwrap();
+        second.bind(ip4::UDP, 1000, port, None);
+        assert!(first.run(&[frame(&udp_packet((SERVER, 53), (US, port), b"answer"))]).is_empty());
+        assert_eq!(first.moved(), []);
+        let out = second.run(&[]);
+        assert_eq!(second.moved(), []);
+        assert!(has_valid_checksums(&sent(&out[0], &UP_KEY).inner));
+    }
+}

@@ -66,3 +66,57 @@ fn probe(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
 pub(in crate::dataplane) fn link_to(peer: &Peer, key: relay::HopKey) -> Link {
     Link { address: peer.address, port: peer.port, generation: 0, ct_index: CtIndex(0), key }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{command::Command, testing::*};
+
+    fn probe(kind: relay::Kind, key: relay::HopKey) -> Relayed {
+        let inner = [7u64.to_be_bytes(), 8u64.to_be_bytes(), [0; 8]].concat();
+        Relayed { kind, key, from: (DOWNSTREAM, DATA_PORT), generation: 0, ..Relayed::up(0, 42, inner) }
+    }
+
+    #[test]
+    fn a_neighbours_probe_is_answered_with_our_time() {
+        let mut bench = Bench::new();
+        let out = bench.run(&[probe(relay::Kind::Probe, PROBE_KEY).frame()]);
+        assert_eq!(bench.moved(), []);
+        let got = sent(&out[0], &PROBE_KEY);
+        assert!(got.is_authentic);
+        assert_eq!((got.to, got.header.kind), ((DOWNSTREAM, DATA_PORT), relay::Kind::ProbeReply));
+        assert_eq!(got.header.sequence, 42);
+        assert_eq!((read_u64(&got.inner, 0), read_u64(&got.inner, 8)), (7, bench.now));
+    }
+
+    #[test]
+    fn a_neighbours_answer_is_told_to_the_control_core() {
+        let mut bench = Bench::new();
+        assert!(bench.run(&[probe(relay::Kind::ProbeReply, PEER_KEY).frame()]).is_empty());
+        assert_eq!(bench.moved(), []);
+        let Ok(Event::ProbeAnswered(answer)) = bench.events.pop() else { panic!("not told") };
+        let expected = ProbeAnswer { peer: 0, sequence: 42, sent: 7, remote_received: 8, received: bench.now };
+        assert_eq!(answer, expected);
+    }
+
+    #[test]
+    fn a_probe_is_sent_on_command() {
+        let mut bench = Bench::new();
+        bench.commands.push(Command::SendProbe { peer: 0, sequence: 5 }).unwrap();
+        let out = bench.sweep();
+        let got = sent(&out[0], &PEER_KEY);
+        assert!(got.is_authentic);
+        assert_eq!((got.to, got.header.kind), ((DOWNSTREAM, DATA_PORT), relay::Kind::Probe));
+        assert_eq!((got.header.sequence, read_u64(&got.inner, 0)), (5, bench.now));
+    }
+
+    #[test]
+    fn strangers_wrong_tags_and_wrong_sizes_are_dropped() {
+        let mut bench = Bench::new();
+        let stranger = Relayed { from: (CLIENT, DATA_PORT), ..probe(relay::Kind::Probe, PROBE_KEY) };
+        bench.expect_drop(stranger.frame(), "probe.drop.unknown_peer");
+        bench.expect_drop(probe(relay::Kind::Probe, PEER_KEY).frame(), "probe.drop.wrong_tag");
+        let long = Relayed { inner: vec![0; 200], ..probe(relay::Kind::Probe, PROBE_KEY) };
+        bench.expect_drop(long.frame(), "probe.drop.bad_length");
+    }
+}

@@ -32,3 +32,24 @@ fn punt(context: &mut Context, _: &mut Frames, batch: Bitmap) {
         context.finish_without_frame(slot);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::{conntrack::NO_BINDING, testing::*},
+        limits::{PACKET_SLOTS, WAITING_MAX},
+    };
+
+    #[test]
+    fn a_full_table_drops_the_newest_and_counts_it() {
+        let mut bench = Bench::new();
+        bench.exit(1, NO_BINDING);
+        for n in 0..WAITING_MAX as u64 + 3 {
+            bench.worker.driver().put(0, &Relayed::up(3, n + 1, udp_packet((INSIDE, 1), (SERVER, 2), b"")).frame());
+        }
+        for _ in 0..=WAITING_MAX / PACKET_SLOTS {
+            bench.sweep();
+        }
+        assert_eq!(bench.moved(), [("punt.drop.waiting_full".to_owned(), 3)]);
+    }
+}

@@ -85,3 +85,56 @@ fn relay_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
 fn is_from(ip: &[u8], link: &Link) -> bool {
     read_u32(ip, ip4::SOURCE) == link.address.to_bits() && read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE) == link.port
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::{command::Command, testing::*},
+        wire::relay::Kind,
+    };
+
+    #[test]
+    fn a_packet_must_pass_slot_generation_source_and_tag() {
+        let mut bench = Bench::new();
+        bench.relay();
+        let good = || Relayed::up(1, 1, vec![0; 40]);
+        bench.expect_drop(Relayed { ct_index: 5, ..good() }.frame(), "relay_input.drop.free_slot");
+        bench.expect_drop(Relayed { ct_index: 0x00ff_ffff, ..good() }.frame(), "relay_input.drop.free_slot");
+        bench.expect_drop(Relayed { ct_index: 0x0100_0001, ..good() }.frame(), "relay_input.drop.free_slot");
+        bench.expect_drop(Relayed { generation: 6, ..good() }.frame(), "relay_input.drop.stale_generation");
+        bench.expect_drop(Relayed { from: (CLIENT, DATA_PORT), ..good() }.frame(), "relay_input.drop.wrong_source");
+        bench.expect_drop(Relayed { from: (UPSTREAM, 1), ..good() }.frame(), "relay_input.drop.wrong_source");
+        bench.expect_drop(Relayed { key: DOWN_KEY, ..good() }.frame(), "relay_input.drop.wrong_tag");
+        assert_eq!(bench.run(&[good().frame()]).len(), 1);
+        assert_eq!(bench.moved(), []);
+    }
+
+    #[test]
+    fn a_packet_from_the_wrong_side_is_dropped() {
+        let mut bench = Bench::new();
+        bench.relay();
+        bench.exit(2, crate::dataplane::conntrack::NO_BINDING);
+        let backwards = Relayed { kind: Kind::DataDown, ..Relayed::up(1, 1, vec![]) };
+        bench.expect_drop(backwards.frame(), "relay_input.drop.wrong_source");
+        bench.expect_drop(Relayed::down(3, 1, vec![]).frame(), "relay_input.drop.wrong_direction");
+        bench.expect_drop(Relayed { path: 2, ..Relayed::up(3, 1, vec![]) }.frame(), "relay_input.drop.wrong_path");
+        bench.expect_drop(Relayed { path: 200, ..Relayed::up(3, 1, vec![]) }.frame(), "relay_input.drop.wrong_path");
+    }
+
+    #[test]
+    fn a_freed_slot_refuses_its_old_packets() {
+        let mut bench = Bench::new();
+        bench.relay();
+        bench.tell(Command::FreeSlot { slot: 1, generation: GENERATION, idle_since: None });
+        bench.expect_drop(Relayed::up(1, 1, vec![]).frame(), "relay_input.drop.free_slot");
+    }
+
+    #[test]
+    fn malformed_headers_are_dropped_by_reason() {
+        let mut bench = Bench::new();
+        let with = |payload: &[u8]| frame(&udp_packet((UPSTREAM, DATA_PORT), (US, DATA_PORT), payload));
+        bench.expect_drop(with(&[0x11; 23]), "relay_input.drop.too_short");
+        bench.expect_drop(with(&[0x21; 24]), "relay_input.drop.bad_version");
+        bench.expect_drop(with(&[0x1f; 24]), "relay_input.drop.unknown_kind");
+    }
+}
