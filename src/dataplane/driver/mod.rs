@@ -5,6 +5,7 @@
 //! range of a frame and may start anywhere in it.
 
 pub mod memory;
+pub mod xdp;
 
 use std::time::Duration;
 
@@ -50,8 +51,9 @@ pub trait Driver {
     /// Gives a frame back.
     fn release(&mut self, frame: u32);
 
-    /// Takes packets for sending from the front of `batch`, frames included; returns how many. The rest, not
-    /// taken for want of room in a ring, is still the caller's.
+    /// Takes packets for sending from the front of `batch`, frames included; returns how many. The rest is still
+    /// the caller's: the first of it found its interface's ring full. Others may go out of another interface, so drop
+    /// that one and call again with what is behind it; else one stalled interface would hold up all.
     fn transmit(&mut self, batch: &[Transmit]) -> usize;
 
     /// Tells the kernel about what `transmit` took. Called once a sweep.

@@ -1,0 +1,159 @@
+//! The XDP program of `bpf/starnet.bpf.c`: loading it, and its counters.
+//!
+//! Each interface has an instance of its own, so each has its own socket map and counters.
+
+use std::{net::Ipv4Addr, ops::RangeInclusive};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{HashMap, MapError, PerCpuArray, XskMap},
+    programs::Xdp,
+};
+
+use super::error::{Error, io_error, is_privilege};
+
+/// Name of the program in the kernel; a program of this name on an interface is ours.
+pub(super) const NAME: &str = "starnet_xdp";
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/starnet.bpf.o"));
+
+/// What the kernel sends to the AF_XDP sockets instead of handling it itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Addresses of the node, at most 64.
+    pub addresses: Vec<Ipv4Addr>,
+    /// UDP and TCP ports and ICMP identifiers.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// Where the XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the NIC's driver, before a socket buffer is made.
+    Native,
+    /// In the network stack, on a finished socket buffer ("SKB mode"): works everywhere, costs more.
+    Generic,
+}
+
+impl std::fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+macro_rules! verdicts {
+    ($($name:ident $text:literal $sentence:literal)*) => {
+        /// What the XDP program did with a packet; each verdict has a counter.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[repr(u8)]
+        pub enum Verdict { $(#[doc = $sentence] $name),* }
+
+        impl Verdict {
+            /// How many there are.
+            pub const COUNT: usize = [$(Verdict::$name),*].len();
+            /// All of them, by number.
+            pub const ALL: [Verdict; Self::COUNT] = [$(Verdict::$name),*];
+
+            /// The name in counters.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+
+            /// What it means, in one sentence.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $sentence),* }
+            }
+        }
+    };
+}
+
+// The order is that of `enum verdict` in bpf/starnet.bpf.c; the tests below compare every one.
+verdicts! {
+    XskUdp "xsk_udp" "To the socket: UDP to a reserved port."
+    XskTcp "xsk_tcp" "To the socket: TCP to a reserved port."
+    XskIcmpQuery "xsk_icmp_query" "To the socket: an ICMP echo reply with a reserved identifier."
+    XskIcmpError "xsk_icmp_error" "To the socket: an ICMP error that quotes a packet of ours."
+    PassNotIpv4 "pass_not_ipv4" "To the kernel: not IPv4 (ARP, IPv6, a VLAN tag)."
+    PassMalformed "pass_malformed" "To the kernel: cut short, or a length that cannot be."
+    PassAddress "pass_address" "To the kernel: the destination is none of our addresses."
+    PassFragment "pass_fragment" "To the kernel: a fragment without the transport header."
+    PassProtocol "pass_protocol" "To the kernel: neither UDP, TCP nor ICMP."
+    PassPort "pass_port" "To the kernel: the destination port is not reserved."
+    PassIcmpType "pass_icmp_type" "To the kernel: an ICMP message that is neither echo reply nor error."
+    PassIcmpIdentifier "pass_icmp_identifier" "To the kernel: an echo reply whose identifier is not reserved."
+    PassIcmpQuote "pass_icmp_quote" "To the kernel: an ICMP error about a packet that is not ours."
+}
+
+/// Packets of one interface by [`Verdict`].
+pub type Verdicts = [u64; Verdict::COUNT];
+
+/// A loaded instance, not attached to anything yet.
+#[derive(Debug)]
+pub(super) struct Program {
+    ebpf: Ebpf,
+}
+
+impl Program {
+    /// Has the kernel verify and take the program.
+    pub(super) fn load(reserved: &Reserved) -> Result<Self, Error> {
+        let mut ebpf = EbpfLoader::new()
+            .override_global("port_first", reserved.ports.start(), true)
+            .override_global("port_last", reserved.ports.end(), true)
+            .load(OBJECT)
+            .map_err(|error| load_error(&error))?;
+        let mut addresses: HashMap<_, u32, u8> = ebpf
+            .map_mut("addresses")
+            .expect("the program has this map")
+            .try_into()
+            .map_err(|error| load_error(&error))?;
+        for address in &reserved.addresses {
+            addresses.insert(u32::from_ne_bytes(address.octets()), 1, 0).map_err(|error| load_error(&error))?;
+        }
+        let mut program = Self { ebpf };
+        program.xdp().load().map_err(|error| load_error(&error))?;
+        Ok(program)
+    }
+
+    /// The program itself.
+    pub(super) fn xdp(&mut self) -> &mut Xdp {
+        let program = self.ebpf.program_mut(NAME).expect("the object has this program");
+        program.try_into().expect("it is an XDP program")
+    }
+
+    /// Queues the socket map has room for.
+    pub(super) fn queues_max(&mut self) -> u32 {
+        XskMap::try_from(self.ebpf.map("sockets").expect("the program has this map")).map_or(0, |sockets| sockets.len())
+    }
+
+    /// Sends what is ours on `queue` to this socket from now on. The kernel takes it out when the socket is closed.
+    pub(super) fn set_socket(&mut self, queue: u32, socket: std::os::fd::RawFd) -> Result<(), MapError> {
+        let map = self.ebpf.map_mut("sockets").expect("the program has this map");
+        XskMap::try_from(map)?.set(queue, socket, 0)
+    }
+
+    /// The counters, summed over all CPUs.
+    pub(super) fn verdicts(&self) -> Result<Verdicts, MapError> {
+        let map = self.ebpf.map("verdicts").expect("the program has this map");
+        let counters: PerCpuArray<_, u64> = map.try_into()?;
+        let mut sums = Verdicts::default();
+        for (number, sum) in sums.iter_mut().enumerate() {
+            *sum = counters.get(&(number as u32), 0)?.iter().sum();
+        }
+        Ok(sums)
+    }
+}
+
+fn load_error(error: &(dyn std::error::Error + 'static)) -> Error {
+    let io = io_error(error);
+    if is_privilege(&io) {
+        Error::Privilege { what: "loading the XDP program".into() }
+    } else {
+        Error::Load { why: format!("{error} ({io})") }
+    }
+}
+
+#[cfg(test)]
+mod tests;

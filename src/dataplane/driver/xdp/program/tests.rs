@@ -1,0 +1,265 @@
+//! The XDP program, run by the kernel (BPF_PROG_TEST_RUN) on real packets. Needs CAP_BPF and CAP_NET_ADMIN: without them
+//! every test fails with the text of `Error::Privilege`.
+
+use aya::{TestRun, TestRunOptions};
+
+use super::*;
+use crate::wire::{ethernet, icmp, ip4, tcp, udp};
+
+const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ALSO_OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+const FIRST: u16 = 40000;
+const LAST: u16 = 49999;
+const XDP_PASS: u32 = 2;
+
+fn program() -> Program {
+    let reserved = Reserved { addresses: vec![OURS, ALSO_OURS], ports: FIRST..=LAST };
+    Program::load(&reserved).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs the packet through the program; exactly the one counter must move.
+#[track_caller]
+fn expect(program: &mut Program, packet: &[u8], verdict: Verdict) {
+    let before = program.verdicts().unwrap();
+    let run = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
+    let result = program.xdp().test_run(run).unwrap();
+    // With no socket in the map a redirect falls back to XDP_PASS, so the counters tell what was decided.
+    assert_eq!(result.return_value, XDP_PASS);
+    let mut expected = before;
+    expected[verdict as usize] += 1;
+    let named = |counters: &Verdicts| -> Vec<_> {
+        Verdict::ALL.iter().filter(|v| counters[**v as usize] != before[**v as usize]).map(|v| v.name()).collect()
+    };
+    let after = program.verdicts().unwrap();
+    assert_eq!(named(&after), named(&expected), "counters that moved");
+    assert_eq!(after, expected);
+}
+
+fn packet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![2; ethernet::HEADER_BYTES];
+    bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// An IPv4 packet with `options` (whole words).
+fn ip(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; ip4::HEADER_BYTES];
+    let total = ip4::HEADER_BYTES + options.len() + payload.len();
+    ip4::emit(&mut bytes, source, destination, protocol, total as u16, 64);
+    bytes[0] = 0x40 | (5 + options.len() / 4) as u8;
+    bytes.extend_from_slice(options);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+fn from_outside(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    packet(ethernet::TYPE_IP4, &ip(OTHER, OURS, protocol, &[], payload))
+}
+
+fn ports(header: usize, source: u16, destination: u16) -> Vec<u8> {
+    let mut bytes = vec![0; header + 4];
+    bytes[..2].copy_from_slice(&source.to_be_bytes());
+    bytes[2..4].copy_from_slice(&destination.to_be_bytes());
+    bytes
+}
+
+fn udp_datagram(source: u16, destination: u16) -> Vec<u8> {
+    ports(udp::HEADER_BYTES, source, destination)
+}
+
+fn tcp_segment(source: u16, destination: u16) -> Vec<u8> {
+    ports(tcp::HEADER_BYTES, source, destination)
+}
+
+fn icmp_message(kind: u8, identifier: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, 0, 0];
+    bytes.extend_from_slice(&identifier.to_be_bytes());
+    bytes.extend_from_slice(&[0, 1]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// An ICMP error from a router on the way, about `quote`.
+fn error_about(kind: u8, quote: &[u8]) -> Vec<u8> {
+    from_outside(ip4::ICMP, &icmp_message(kind, 0, quote))
+}
+
+#[test]
+fn udp_and_tcp_go_to_the_socket_exactly_inside_the_port_range() {
+    let mut program = program();
+    for (port, is_ours) in [(FIRST - 1, false), (FIRST, true), (LAST, true), (LAST + 1, false), (22, false)] {
+        let (udp, tcp) =
+            if is_ours { (Verdict::XskUdp, Verdict::XskTcp) } else { (Verdict::PassPort, Verdict::PassPort) };
+        // The source port must not matter: it is in the range in one of the two.
+        expect(&mut program, &from_outside(ip4::UDP, &udp_datagram(FIRST, port)), udp);
+        expect(&mut program, &from_outside(ip4::TCP, &tcp_segment(443, port)), tcp);
+    }
+}
+
+#[test]
+fn every_address_of_ours_counts_and_no_other() {
+    let mut program = program();
+    let to = |address| packet(ethernet::TYPE_IP4, &ip(OTHER, address, ip4::UDP, &[], &udp_datagram(1, FIRST)));
+    expect(&mut program, &to(ALSO_OURS), Verdict::XskUdp);
+    expect(&mut program, &to(OTHER), Verdict::PassAddress);
+    expect(&mut program, &to(Ipv4Addr::new(1, 2, 0, 192)), Verdict::PassAddress);
+}
+
+#[test]
+fn an_echo_reply_goes_to_the_socket_by_its_identifier_and_a_request_never_does() {
+    let mut program = program();
+    for (kind, identifier, verdict) in [
+        (icmp::ECHO_REPLY, FIRST, Verdict::XskIcmpQuery),
+        (icmp::ECHO_REPLY, LAST, Verdict::XskIcmpQuery),
+        (icmp::ECHO_REPLY, FIRST - 1, Verdict::PassIcmpIdentifier),
+        (icmp::ECHO_REPLY, LAST + 1, Verdict::PassIcmpIdentifier),
+        (icmp::ECHO_REQUEST, FIRST, Verdict::PassIcmpType),
+        (5, FIRST, Verdict::PassIcmpType),
+        (13, FIRST, Verdict::PassIcmpType),
+    ] {
+        expect(&mut program, &from_outside(ip4::ICMP, &icmp_message(kind, identifier, &[])), verdict);
+    }
+}
+
+#[test]
+fn an_icmp_error_goes_to_the_socket_where_it_quotes_a_packet_of_ours() {
+    let mut program = program();
+    let request = icmp_message(icmp::ECHO_REQUEST, FIRST, &[]);
+    for kind in [icmp::UNREACHABLE, icmp::TIME_EXCEEDED, icmp::PARAMETER_PROBLEM] {
+        for (protocol, sent) in
+            [(ip4::UDP, udp_datagram(LAST, 53)), (ip4::TCP, tcp_segment(FIRST, 443)), (ip4::ICMP, request.clone())]
+        {
+            let quote = ip(OURS, OTHER, protocol, &[], &sent);
+            expect(&mut program, &error_about(kind, &quote), Verdict::XskIcmpError);
+            // A router may quote no more than eight bytes behind the header (RFC 792).
+            expect(&mut program, &error_about(kind, &quote[..28]), Verdict::XskIcmpError);
+            let with_options = ip(OURS, OTHER, protocol, &[1; 12], &sent);
+            expect(&mut program, &error_about(kind, &with_options), Verdict::XskIcmpError);
+        }
+    }
+}
+
+#[test]
+fn an_icmp_error_about_a_packet_that_is_not_ours_goes_to_the_kernel() {
+    let mut program = program();
+    let ours = udp_datagram(FIRST, 53);
+    let mut fragment = ip(OURS, OTHER, ip4::UDP, &[], &ours);
+    fragment[ip4::FRAGMENT..][..2].copy_from_slice(&[0, 1]);
+    for quote in [
+        ip(OURS, OTHER, ip4::UDP, &[], &udp_datagram(FIRST - 1, FIRST)),
+        ip(OURS, OTHER, ip4::TCP, &[], &tcp_segment(LAST + 1, FIRST)),
+        ip(OURS, OTHER, ip4::ICMP, &[], &icmp_message(icmp::ECHO_REQUEST, LAST + 1, &[])),
+        ip(OURS, OTHER, ip4::ICMP, &[], &icmp_message(icmp::ECHO_REPLY, FIRST, &[])),
+        ip(OURS, OTHER, 47, &[], &ours),
+        ip(OTHER, OURS, ip4::UDP, &[], &ours),
+        fragment,
+    ] {
+        expect(&mut program, &error_about(icmp::UNREACHABLE, &quote), Verdict::PassIcmpQuote);
+    }
+}
+
+#[test]
+fn the_transport_header_is_found_behind_ip_options() {
+    let mut program = program();
+    for words in [1, 5, 10] {
+        let options = vec![1; words * 4];
+        let to = |port| packet(ethernet::TYPE_IP4, &ip(OTHER, OURS, ip4::UDP, &options, &udp_datagram(1, port)));
+        expect(&mut program, &to(FIRST), Verdict::XskUdp);
+        expect(&mut program, &to(53), Verdict::PassPort);
+    }
+}
+
+#[test]
+fn only_the_first_fragment_has_ports_to_go_by() {
+    let mut program = program();
+    let mut bytes = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
+    for (fragment, verdict) in [
+        (0x2000_u16, Verdict::XskUdp),
+        (0x2001, Verdict::PassFragment),
+        (0x0001, Verdict::PassFragment),
+        (0x1fff, Verdict::PassFragment),
+        (0x4000, Verdict::XskUdp),
+    ] {
+        bytes[ethernet::HEADER_BYTES + ip4::FRAGMENT..][..2].copy_from_slice(&fragment.to_be_bytes());
+        expect(&mut program, &bytes, verdict);
+    }
+}
+
+#[test]
+fn what_is_not_ipv4_goes_to_the_kernel() {
+    let mut program = program();
+    let inner = ip(OTHER, OURS, ip4::UDP, &[], &udp_datagram(1, FIRST));
+    let mut tagged = vec![0, 7, 8, 0];
+    tagged.extend_from_slice(&inner);
+    for (ethertype, payload) in
+        [(0x0806, &inner), (0x86dd, &inner), (0x8100, &tagged), (0x88a8, &tagged), (0x0008, &inner)]
+    {
+        expect(&mut program, &packet(ethertype, payload), Verdict::PassNotIpv4);
+    }
+    expect(&mut program, &from_outside(47, &udp_datagram(1, FIRST)), Verdict::PassProtocol);
+    expect(&mut program, &from_outside(132, &udp_datagram(1, FIRST)), Verdict::PassProtocol);
+}
+
+#[test]
+fn a_packet_cut_short_anywhere_goes_to_the_kernel() {
+    let mut program = program();
+    let quote = ip(OURS, OTHER, ip4::UDP, &[1; 8], &udp_datagram(FIRST, 53)[..8]);
+    for whole in [
+        from_outside(ip4::UDP, &udp_datagram(1, FIRST)[..8]),
+        from_outside(ip4::TCP, &tcp_segment(1, FIRST)[..20]),
+        from_outside(ip4::ICMP, &icmp_message(icmp::ECHO_REPLY, FIRST, &[])),
+        error_about(icmp::UNREACHABLE, &quote),
+    ] {
+        // BPF_PROG_TEST_RUN takes no packet shorter than an Ethernet header.
+        for length in ethernet::HEADER_BYTES..whole.len() {
+            expect(&mut program, &whole[..length], Verdict::PassMalformed);
+        }
+        // The same with a total length that admits to it, and Ethernet padding that hides it.
+        for length in ethernet::HEADER_BYTES + ip4::HEADER_BYTES..whole.len() {
+            let mut short = whole.clone();
+            let total = (length - ethernet::HEADER_BYTES) as u16;
+            short[ethernet::HEADER_BYTES + ip4::TOTAL_LENGTH..][..2].copy_from_slice(&total.to_be_bytes());
+            expect(&mut program, &short[..length], Verdict::PassMalformed);
+            if length < whole.len() - 8 {
+                short.resize(whole.len() + 20, 0);
+                expect(&mut program, &short, Verdict::PassMalformed);
+            }
+        }
+    }
+}
+
+#[test]
+fn lying_header_fields_go_to_the_kernel() {
+    let mut program = program();
+    let whole = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
+    for (at, value) in [(0, 0x44), (0, 0x40), (0, 0x65), (0, 0x4f), (2, 0xff), (3, 19), (3, 0)] {
+        let mut bytes = whole.clone();
+        bytes[ethernet::HEADER_BYTES + at] = value;
+        expect(&mut program, &bytes, Verdict::PassMalformed);
+    }
+    for (at, value) in [(0, 0x44), (0, 0x65), (0, 0x4f)] {
+        let mut quote = ip(OURS, OTHER, ip4::UDP, &[], &udp_datagram(FIRST, 53));
+        quote[at] = value;
+        expect(&mut program, &error_about(icmp::UNREACHABLE, &quote), Verdict::PassMalformed);
+    }
+}
+
+#[test]
+fn an_empty_range_and_no_address_take_nothing() {
+    let datagram = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
+    #[expect(clippy::reversed_empty_ranges)]
+    let empty = Reserved { addresses: vec![OURS], ports: 1..=0 };
+    expect(&mut Program::load(&empty).unwrap(), &datagram, Verdict::PassPort);
+    let nowhere = Reserved { addresses: vec![], ports: FIRST..=LAST };
+    expect(&mut Program::load(&nowhere).unwrap(), &datagram, Verdict::PassAddress);
+}
+
+#[test]
+fn each_verdict_has_its_counter() {
+    let counters = program().verdicts().unwrap();
+    assert_eq!(counters, [0; Verdict::COUNT]);
+    let map: PerCpuArray<_, u64> = program().ebpf.take_map("verdicts").unwrap().try_into().unwrap();
+    assert_eq!(map.len() as usize, Verdict::COUNT);
+}
