@@ -12,7 +12,7 @@ use crate::{
     config_file::{ConfigError, ConfigFile},
     dataplane::forwarding::Prefix,
     limits,
-    rpc::messages::{NodeName, Roles},
+    rpc::messages::{NodeName, Roles, is_node_name},
 };
 
 /// Ports a node reserves at least: one for relay packets, the rest for NAT.
@@ -264,16 +264,8 @@ impl NodeConfig {
     }
 }
 
-/// True for a DNS label (RFC 1123) in lower case.
-pub fn is_dns_label(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
 fn read_name(file: &ConfigFile, name: &Spanned<String>) -> Result<NodeName, ConfigError> {
-    if is_dns_label(name.get_ref()) {
+    if is_node_name(name.get_ref()) {
         return Ok(name.get_ref().clone());
     }
     let message =

@@ -132,6 +132,7 @@ pub struct WorkerView {
     pub sent: u64,
     pub sent_bytes: u64,
     pub dropped: u64,
+    pub consumed: u64,
     pub punted: u64,
     pub handed_off: u64,
     pub commands: u64,
@@ -272,6 +273,7 @@ fn workers(views: &[WorkerView]) -> String {
         ">sent",
         ">bytes",
         ">dropped",
+        ">for us",
         ">punted",
         ">handed off",
     ]);
@@ -302,6 +304,7 @@ fn workers(views: &[WorkerView]) -> String {
             view.sent.to_string(),
             table::bytes(view.sent_bytes),
             view.dropped.to_string(),
+            view.consumed.to_string(),
             view.punted.to_string(),
             view.handed_off.to_string(),
         ]);
