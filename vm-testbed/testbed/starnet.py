@@ -24,7 +24,7 @@ def configure(state, topology):
         if host.is_node:
             run(state.starnet, "cert", "node", host.name, "--dir", tls)
         if host.role == "client":
-            token = run(state.starnet, "token", "issue", host.name, "--key", tls / "token.key")
+            token = run(state.starnet, "token", "issue", "--client", host.name, "--key", tls / "token.key")
             (tls / f"{host.name}.token").write_text(token)
     for number, client in enumerate(topology.with_role("client"), start=2):
         write(state, client, client_config(state, topology, client, INSIDE.format(number)))

@@ -48,6 +48,7 @@ class State:
             raise Failed(f"testbed {self.name} is up already; end it with: vm-testbed/netns down {self.name}") from None
         for part in ("config", "log", "run", "tls"):
             (self.directory / part).mkdir()
+        (self.directory / "run").chmod(0o1777)  # programs that are not root make their sockets here too
 
     def save(self):
         """Replaces the file in one step: it is whole at any moment."""
