@@ -4,4 +4,5 @@ pub mod cert;
 pub mod codec;
 pub mod files;
 pub mod messages;
+pub mod quic;
 pub mod token;
