@@ -2,5 +2,9 @@
 
 pub mod config;
 pub mod drops;
+pub mod forward;
 pub mod planner;
+pub mod routes;
 pub mod session;
+pub mod socket;
+pub mod tun;
