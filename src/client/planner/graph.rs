@@ -307,7 +307,7 @@ mod tests {
                 let best = cheapest_disjoint(&graph, &every, count, &mut Vec::new());
                 let set = sets.get(count - 1);
                 prop_assert_eq!(set.map(|set| set.iter().map(|path| graph.cost(path)).sum()), best);
-                for set in set {
+                if let Some(set) = set {
                     for (at, path) in set.iter().enumerate() {
                         prop_assert!(set[..at].iter().all(|other| are_disjoint(path, other)));
                     }
