@@ -1,6 +1,8 @@
 """Namespaces, links, bridges, addresses and routes, by iproute2 and ethtool."""
 
+import os
 import subprocess
+from pathlib import Path
 
 from . import Failed
 from .topology import INFRASTRUCTURE
@@ -59,7 +61,7 @@ def add_veth(one, other, mtu, queues):
     for namespace, interface in (one, other):
         # Without its own checksum a packet is useless to AF_XDP and to the wire, which take it off the device.
         run("ip", "netns", "exec", namespace, "ethtool", "-K", interface, "tx", "off", "txvlan", "off")
-        run("ip", "-n", namespace, "link", "set", interface, "up")
+        run("ip", "-n", namespace, "link", "set", "dev", interface, "up")
 
 
 def add_link(state, link):
@@ -74,11 +76,11 @@ def add_link(state, link):
 def add_network(state, network):
     fabric = state.namespace(INFRASTRUCTURE)
     run("ip", "-n", fabric, "link", "add", network.name, "type", "bridge")
-    run("ip", "-n", fabric, "link", "set", network.name, "up")
+    run("ip", "-n", fabric, "link", "set", "dev", network.name, "up")
     for number, member in enumerate(network.members):
         port = f"{network.name[:10]}-{number}"
         add_veth((state.namespace(member), network.name), (fabric, port), 1500, 1)
-        run("ip", "-n", fabric, "link", "set", port, "master", network.name)
+        run("ip", "-n", fabric, "link", "set", "dev", port, "master", network.name)
 
 
 def configure(state, host):
@@ -102,4 +104,8 @@ def pids(namespace):
 
 def delete(namespace):
     """With every interface in it; a veth takes its other end along."""
+    # A node that was killed leaves its claim of ports, which is named after its namespace's number.
+    number = os.stat(f"/run/netns/{namespace}").st_ino
+    for claim in Path("/run/starnet/ports").glob(f"{number}-*"):
+        claim.unlink(missing_ok=True)
     run("ip", "netns", "delete", namespace)

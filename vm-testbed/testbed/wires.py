@@ -54,6 +54,14 @@ def ask(state, link, command):
     return json.loads(answer)
 
 
+def show(state, link):
+    """A link's parameters and counters; None where it has no wire, or that does not answer."""
+    try:
+        return ask(state, link, "show") if link.wire else None
+    except Failed:
+        return None
+
+
 def direction(link, sender):
     """As the wire calls the direction of what `sender` sends; both for None."""
     if sender is None:
