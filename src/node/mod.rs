@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod cores;
 pub mod kernel;
 pub mod port_claim;
 pub mod worker_thread;
