@@ -3,7 +3,10 @@
 //! Asked by netlink and ioctl, which answer for the calling thread's network namespace; /sys answers for the one it was
 //! mounted in.
 
-use std::{io, mem};
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -60,6 +63,11 @@ fn attached_program(attributes: &[LinkXdp]) -> Option<(u32, AttachMode)> {
 /// Takes off the XDP program that was attached by netlink. The kernel refuses (EBUSY) where a living process holds it
 /// by a bpf_link.
 pub(super) fn detach(index: u32, mode: AttachMode) -> io::Result<()> {
+    set_program(index, -1, mode)
+}
+
+/// Attaches the XDP program of this descriptor by netlink, which outlives the process; -1 detaches.
+pub(super) fn set_program(index: u32, program: RawFd, mode: AttachMode) -> io::Result<()> {
     const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
     const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
     let flags = match mode {
@@ -68,7 +76,7 @@ pub(super) fn detach(index: u32, mode: AttachMode) -> io::Result<()> {
     };
     let mut request = LinkMessage::default();
     request.header.index = index;
-    request.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(flags)]));
+    request.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(program), LinkXdp::Flags(flags)]));
     call(RouteNetlinkMessage::SetLink(request), NLM_F_ACK).map(|_| ())
 }
 
@@ -128,7 +136,7 @@ pub(super) fn receive_queues(name: &str) -> Result<u32, Error> {
     request.ifr_ifru.ifru_data = (&raw mut channels).cast();
     // SAFETY: the request names a zero-terminated interface and points to a `struct ethtool_channels` that outlives the
     // call, as ETHTOOL_GCHANNELS asks for.
-    let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCETHTOOL, &raw mut request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result == 0 {
         return Ok((channels.rx + channels.combined).max(1));
     }

@@ -26,6 +26,8 @@ mod error;
 mod link;
 mod program;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod umem;
 mod waker;
 

@@ -155,5 +155,17 @@ fn load_error(error: &(dyn std::error::Error + 'static)) -> Error {
     }
 }
 
+/// Our program under another name of the same length, as if it were someone else's.
+#[cfg(test)]
+pub(super) fn load_as(name: &[u8; NAME.len()]) -> Ebpf {
+    let mut object = OBJECT.to_vec();
+    for at in 0..object.len() - name.len() {
+        if &object[at..at + name.len()] == NAME.as_bytes() {
+            object[at..at + name.len()].copy_from_slice(name);
+        }
+    }
+    EbpfLoader::new().load(&object).unwrap()
+}
+
 #[cfg(test)]
 mod tests;

@@ -57,6 +57,8 @@ pub(super) struct XdpSocket {
     scratch: Box<[FrameDesc; PACKET_SLOTS]>,
     /// Packets the kernel sends at most for one wake-up.
     sent_a_wakeup: u32,
+    /// The last wake-up left packets in the transmit ring.
+    is_stalled: bool,
 }
 
 impl XdpSocket {
@@ -98,6 +100,7 @@ impl XdpSocket {
             staged: Vec::with_capacity(RING_ENTRIES as usize),
             scratch: Box::new([FrameDesc::default(); PACKET_SLOTS]),
             sent_a_wakeup,
+            is_stalled: false,
         })
     }
 
@@ -115,8 +118,11 @@ impl XdpSocket {
         (self.filling + self.sending) as usize
     }
 
-    /// Gets back the frames of packets that were sent.
+    /// Gets back the frames of packets that were sent, and tries again to send those that could not be.
     pub(super) fn reap(&mut self, memory: &mut FrameMemory) {
+        if self.is_stalled {
+            self.wake();
+        }
         while self.sending > 0 {
             // SAFETY: the ring is of the UMEM of `memory`.
             let count = unsafe { self.completion.consume(&mut self.scratch[..]) };
@@ -205,22 +211,28 @@ impl XdpSocket {
     }
 
     /// Has the kernel send what is in the transmit ring, if it does not do so by itself. Never waits; what the device
-    /// does not take now stays in the ring for the next call.
+    /// does not take now stays in the ring, and [`Self::reap`] tries again.
     pub(super) fn wake(&mut self) {
+        self.is_stalled = false;
         if self.sending == 0 {
             return;
         }
-        let mut waiting = RING_ENTRIES - self.tx.nb_free_exact();
+        let mut waiting = self.waiting_to_be_sent();
         while waiting > 0 && self.tx.needs_wakeup() {
-            // An error (the interface is down) leaves the packets in the ring: stop here.
-            let is_refused = self.tx.wakeup().is_err();
-            let left = RING_ENTRIES - self.tx.nb_free_exact();
-            // Less than a full batch was sent: the device is busy, or has all.
-            if is_refused || waiting - left < self.sent_a_wakeup {
+            // An error (the interface is down) shows in what is left.
+            let _ = self.tx.wakeup();
+            let left = self.waiting_to_be_sent();
+            // Less than a full batch was sent, but not all: the device is busy.
+            self.is_stalled = left > 0 && waiting - left < self.sent_a_wakeup;
+            if self.is_stalled {
                 return;
             }
             waiting = left;
         }
+    }
+
+    fn waiting_to_be_sent(&mut self) -> u32 {
+        RING_ENTRIES - self.tx.nb_free_exact()
     }
 
     /// What the kernel dropped on the way to this socket.
