@@ -67,11 +67,28 @@ pub enum KernelEvent {
     /// All routes out of our interfaces as they are now (`interface` is the driver's number).
     Routes(Vec<crate::dataplane::forwarding::Route>),
     /// A neighbour's MAC address is known.
-    NeighbourUp { interface: u8, address: Ipv4Addr, mac: Mac },
+    NeighbourUp {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// The neighbour.
+        address: Ipv4Addr,
+        /// Its MAC address.
+        mac: Mac,
+    },
     /// A neighbour did not answer, or was removed.
-    NeighbourGone { interface: u8, address: Ipv4Addr },
+    NeighbourGone {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// The neighbour.
+        address: Ipv4Addr,
+    },
     /// An interface changed: carrier, MAC address or MTU.
-    Interface { interface: u8, now: Interface },
+    Interface {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// As it is now.
+        now: Interface,
+    },
 }
 
 /// What is to be done.
@@ -79,14 +96,43 @@ pub enum KernelEvent {
 #[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Effect {
     /// Put a command into the ring of a worker.
-    Command { worker: usize, command: Command },
+    Command {
+        /// Its number.
+        worker: usize,
+        /// What it is to do.
+        command: Command,
+    },
     /// Answer a request.
-    Respond { request: RequestId, response: Response },
+    Respond {
+        /// As given to `Control::on_request`.
+        request: RequestId,
+        /// The answer.
+        response: Response,
+    },
     /// Ask another node; the result goes to `Control::on_response` under this id, a failure of the transport
     /// or a time-out as `None`.
-    Call { call: CallId, to: NodeName, address: SocketAddrV4, request: Request },
+    Call {
+        /// Never used twice.
+        call: CallId,
+        /// The name its certificate must have.
+        to: NodeName,
+        /// Where it answers control messages.
+        address: SocketAddrV4,
+        /// What to ask.
+        request: Request,
+    },
     /// Have the kernel resolve a neighbour.
-    Resolve { interface: u8, address: Ipv4Addr },
+    Resolve {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// The neighbour.
+        address: Ipv4Addr,
+    },
     /// What `Control::read_paths` asked for.
-    FanReport { request: RequestId, report: FanReport },
+    FanReport {
+        /// As given to it.
+        request: RequestId,
+        /// How the session's paths merge.
+        report: FanReport,
+    },
 }

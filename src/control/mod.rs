@@ -3,7 +3,309 @@
 //! Sans-IO. What happens is told to [`Control`] (a request came, a worker spoke, the kernel changed a route,
 //! time passed); what is to be done comes out of [`Control::poll`] as [`Effect`]s. No socket, no clock, no
 //! thread: the node's process and the simulator drive the same code.
+//!
+//! A session's way through these files: [`admission`] checks the request, [`entry`] reserves a slot and asks the
+//! next nodes ([`exchanges`]), each [`relay`] passes it on, the [`exit`] writes it to its worker and answers, and so
+//! back. [`nat`] binds a tunnel's flows while it lives; [`teardown`] ends it, or [`ageing`] does. Where packets go
+//! is [`adjacency`] and [`peers`]; how good the ways are is [`probes`].
 
+mod adjacency;
+mod admission;
+mod ageing;
+mod entry;
+mod exchanges;
+mod exit;
+#[cfg(test)]
+pub(crate) mod harness;
 pub mod interface;
+mod nat;
+mod peers;
+mod pools;
+mod ports;
+mod probes;
+mod random;
+mod relay;
+mod sessions;
+pub mod show;
+mod tables;
+mod teardown;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 pub use interface::{CallId, Caller, ControlConfig, Effect, KernelEvent, RequestId};
+pub use show::{AdjacencyView, Counters, PeerView, SessionView, Summary};
+
+use self::{
+    adjacency::Adjacencies,
+    exchanges::Exchanges,
+    peers::Peers,
+    random::Random,
+    sessions::{Name, Part, Session},
+    tables::Tables,
+};
+use crate::{
+    Nanos, SECOND,
+    dataplane::{
+        command::{Command, Event, PuntCause},
+        conntrack::CtIndex,
+        published::Published,
+        reason::Reason,
+    },
+    limits,
+    rpc::messages::{Failure, FailureReason, LinkEnd, NodeInfo, Register, Request, Response},
+    telemetry::histogram::Histograms,
+};
+
+/// Time between two exchanges of a worker's histograms.
+const HISTOGRAM_INTERVAL: Nanos = SECOND;
+
+/// The control core of one node.
+#[derive(Debug)]
+pub struct Control {
+    config: ControlConfig,
+    random: Random,
+    /// By worker.
+    workers: Vec<Tables>,
+    names: HashMap<Name, CtIndex>,
+    /// Sessions of each client that entered here.
+    clients: HashMap<String, u32>,
+    /// Sessions without a packet yet, by the address that opened them.
+    half_open: HashMap<Ipv4Addr, u32>,
+    exchanges: Exchanges,
+    peers: Peers,
+    /// Public key of the client tokens; the control centre tells it.
+    token_key: Option<[u8; 32]>,
+    adjacencies: Adjacencies,
+    /// Reports of fans that were asked for: who asked.
+    fan_requests: BTreeMap<u64, RequestId>,
+    fan_request_next: u64,
+    histograms_due: Nanos,
+    /// Everything but commands, which wait in the workers' backlogs.
+    effects: VecDeque<Effect>,
+    counters: Counters,
+    started: Nanos,
+}
+
+impl Control {
+    /// A control core without sessions; one of `published` for each worker. Stamps are in ticks of
+    /// [`limits::TICK`] on the clock of `now`.
+    pub fn new(config: ControlConfig, published: Vec<Arc<Published>>, now: Nanos) -> Self {
+        assert_eq!(published.len(), usize::from(config.identity.workers), "what a worker publishes, for each worker");
+        let mut random = Random::new(&config.seed);
+        let workers =
+            published.into_iter().enumerate().map(|(n, stamps)| Tables::new(&config, n, stamps, &mut random)).collect();
+        Self {
+            random,
+            workers,
+            names: HashMap::new(),
+            clients: HashMap::new(),
+            half_open: HashMap::new(),
+            exchanges: Exchanges::default(),
+            peers: Peers::default(),
+            token_key: None,
+            adjacencies: Adjacencies::new(config.interfaces.clone()),
+            fan_requests: BTreeMap::new(),
+            fan_request_next: 0,
+            histograms_due: now + HISTOGRAM_INTERVAL,
+            effects: VecDeque::new(),
+            counters: Counters::default(),
+            started: now,
+            config,
+        }
+    }
+
+    /// A request came in. It is answered by [`Effect::Respond`], at once or later, always once.
+    /// `unix_seconds` is the wall clock, for the token alone.
+    pub fn on_request(&mut self, caller: Caller, id: RequestId, request: Request, now: Nanos, unix_seconds: u64) {
+        match (caller, request) {
+            (Caller::Client(source), Request::Open(open)) => self.on_open(source, id, open, now, unix_seconds),
+            (Caller::Client(_), Request::Close { token, session }) => {
+                self.on_close(id, &token, session, now, unix_seconds);
+            }
+            (Caller::Node(node), Request::Setup(setup)) => self.on_setup(&node, id, setup, now, unix_seconds),
+            (Caller::Node(node), Request::Teardown(teardown)) => self.on_teardown(&node, id, &teardown, now),
+            (Caller::Client(_), Request::Setup(_) | Request::Teardown(_)) => {
+                self.refuse(id, FailureReason::Unauthorised)
+            }
+            // A node that opens a session has no client's address to answer to; the rest is for the control centre.
+            _ => self.refuse(id, FailureReason::BadRequest),
+        }
+    }
+
+    /// A worker spoke.
+    pub fn on_event(&mut self, worker: usize, event: Event, now: Nanos) {
+        match event {
+            Event::Punt { waiting, cause: PuntCause::NoBinding { key, remote, tcp_flags } } => {
+                self.on_no_binding(worker, waiting, key, remote, tcp_flags, now);
+            }
+            Event::Punt { waiting, cause: PuntCause::NoAdjacency { interface, next_hop } } => {
+                self.on_no_adjacency(worker, waiting, interface, next_hop, now);
+            }
+            Event::SlotFreed { slot } => self.on_slot_freed(CtIndex::new(worker, slot), now),
+            Event::SlotKept { slot } => self.on_slot_kept(CtIndex::new(worker, slot)),
+            Event::BindingFreed { index } => self.on_binding_freed(worker, index, now),
+            Event::BindingKept { index } => self.on_binding_kept(worker, index),
+            Event::ProbeAnswered(answer) => {
+                self.peers.answered(answer.peer, answer.sequence, answer.received.saturating_sub(answer.sent));
+            }
+            Event::ForwardingRetired(retired) => drop(retired),
+            Event::Histograms(mut filled) => {
+                let tables = &mut self.workers[worker];
+                tables.histograms.merge(&filled);
+                filled.clear();
+                tables.spare_histograms = Some(filled);
+            }
+            Event::Fan { request, report } => {
+                if let Some(request) = self.fan_requests.remove(&request) {
+                    self.effects.push_back(Effect::FanReport { request, report });
+                }
+            }
+        }
+    }
+
+    /// Time passed: to be called every 1 to 100 ms.
+    pub fn on_tick(&mut self, now: Nanos) {
+        self.expire_exchanges(now);
+        self.expire_adjacencies(now);
+        self.send_probes(now);
+        self.age(now);
+        if now >= self.histograms_due {
+            self.histograms_due = now + HISTOGRAM_INTERVAL;
+            for worker in 0..self.workers.len() {
+                if let Some(spare) = self.workers[worker].spare_histograms.take() {
+                    self.command(worker, Command::SwapHistograms(spare));
+                }
+            }
+        }
+    }
+
+    /// How many commands the ring of a worker takes now; [`Control::poll`] yields no more of them for it until it is
+    /// told again. Without a call there is no limit. New work for a worker that does not keep up is refused with
+    /// [`FailureReason::Busy`]; what must be done (freeing, above all) waits in order.
+    pub fn set_command_room(&mut self, worker: usize, room: usize) {
+        self.workers[worker].room = room;
+    }
+
+    /// The next thing to be done. Commands come before answers, so that a session is in its worker's ring before
+    /// its client hears of it.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.flush_forwarding();
+        for (worker, tables) in self.workers.iter_mut().enumerate() {
+            if tables.room > 0
+                && let Some(command) = tables.backlog.pop_front()
+            {
+                tables.room -= 1;
+                return Some(Effect::Command { worker, command });
+            }
+        }
+        self.effects.pop_front()
+    }
+
+    /// What the node presents itself as to the control centre.
+    pub fn register(&self) -> Register {
+        let node = NodeInfo {
+            name: self.config.name.clone(),
+            control: self.config.control,
+            data: self.data_address(),
+            roles: self.config.roles,
+            boot_epoch: self.config.boot_epoch,
+        };
+        Register { node, probe_key: self.config.identity.probe_key }
+    }
+
+    /// Reads how a session's paths merge here: answered by [`Effect::FanReport`]. False where `ct_index` is no
+    /// open session with paths that merge (a relay's has none), and nothing comes.
+    pub fn read_paths(&mut self, request: RequestId, ct_index: CtIndex) -> bool {
+        let fan = match self.session(ct_index) {
+            Some(session) if session.state == sessions::State::Open => session.fan(),
+            _ => None,
+        };
+        let Some(fan) = fan else { return false };
+        let number = self.fan_request_next;
+        self.fan_request_next += 1;
+        self.fan_requests.insert(number, request);
+        self.command(ct_index.worker(), Command::ReadFan { fan, request: number });
+        true
+    }
+
+    /// What a worker's histograms recorded since the start, at most about a second old.
+    pub fn histograms(&self, worker: usize) -> &Histograms {
+        &self.workers[worker].histograms
+    }
+
+    fn command(&mut self, worker: usize, command: Command) {
+        self.workers[worker].backlog.push_back(command);
+    }
+
+    fn respond(&mut self, request: RequestId, response: Response) {
+        self.effects.push_back(Effect::Respond { request, response });
+    }
+
+    /// Answers that this node refuses.
+    fn refuse(&mut self, request: RequestId, reason: FailureReason) {
+        let failure = self.failure(reason);
+        self.respond(request, Response::Failed(failure));
+    }
+
+    /// A failure at this node.
+    fn failure(&self, reason: FailureReason) -> Failure {
+        Failure { hop: self.config.name.clone(), reason }
+    }
+
+    fn refuse_packet(&mut self, worker: usize, waiting: u32, reason: Reason) {
+        self.command(worker, Command::Refuse { waiting, reason });
+    }
+
+    fn data_address(&self) -> std::net::SocketAddrV4 {
+        std::net::SocketAddrV4::new(self.config.identity.address, self.config.identity.data_port)
+    }
+
+    /// This node's end of a hop.
+    fn link_end(&self, ct_index: CtIndex, generation: u16) -> LinkEnd {
+        LinkEnd { data: self.data_address(), ct_index, generation }
+    }
+
+    fn session(&mut self, ct_index: CtIndex) -> Option<&mut Session> {
+        self.workers.get_mut(ct_index.worker())?.session(ct_index.slot())
+    }
+
+    fn is_entry(&mut self, ct_index: CtIndex) -> bool {
+        self.session(ct_index).is_some_and(|session| matches!(session.part, Part::Entry(_)))
+    }
+
+    /// Takes a slot, and a fan where the role needs one, of the worker with the fewest sessions.
+    fn take_slot(&mut self, needs_fan: bool) -> Result<Place, FailureReason> {
+        let has_room = |tables: &Tables| !tables.slots.is_empty() && !(needs_fan && tables.fans.is_empty());
+        if !self.workers.iter().any(has_room) {
+            return Err(FailureReason::SlotsExhausted);
+        }
+        let worker = (0..self.workers.len())
+            .filter(|&worker| has_room(&self.workers[worker]) && !self.workers[worker].is_busy())
+            .min_by_key(|&worker| self.workers[worker].slots.used())
+            .ok_or(FailureReason::Busy)?;
+        let tables = &mut self.workers[worker];
+        let slot = tables.slots.take().ok_or(FailureReason::SlotsExhausted)?;
+        let fan = if needs_fan { tables.fans.take() } else { None };
+        let generation = tables.generations.next(slot);
+        Ok(Place { ct_index: CtIndex::new(worker, slot), generation, fan: fan.unwrap_or(0) })
+    }
+}
+
+/// A slot that was taken, with its fan (zero where there is none).
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    ct_index: CtIndex,
+    generation: u16,
+    fan: u32,
+}
+
+/// Ticks of the last-seen stamps at `now`.
+fn ticks(now: Nanos) -> u32 {
+    (now / limits::TICK) as u32
+}

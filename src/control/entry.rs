@@ -1,0 +1,250 @@
+//! The entry's part of a session's setup: the client asks with whole paths, each next node is asked for its rest of
+//! one, and when the last answer is there the session starts with the paths that are.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    Control,
+    admission::{INNER_MTU_MAX, check_kind},
+    interface::RequestId,
+    sessions::{Entry, EntryPath, Hop, Name, Part, Session, State, WAITERS_MAX, downstream_link, inside},
+};
+use crate::{
+    Nanos,
+    dataplane::{
+        command::Command,
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+    },
+    rpc::messages::{Failure, FailureReason, Open, Response, SessionId, SetUp, Setup},
+};
+
+/// Sessions without a packet yet that one address may have: more look like a flood.
+const HALF_OPEN_MAX: u32 = 64;
+
+impl Control {
+    pub(super) fn on_open(&mut self, source: Ipv4Addr, id: RequestId, open: Open, now: Nanos, unix_seconds: u64) {
+        self.counters.opens += 1;
+        if let Err(reason) = self.open(source, id, open, now, unix_seconds) {
+            self.counters.opens_failed += 1;
+            self.refuse(id, reason);
+        }
+    }
+
+    pub(super) fn on_close(&mut self, id: RequestId, token: &str, session: SessionId, now: Nanos, unix_seconds: u64) {
+        let claims = match self.claims(token, unix_seconds) {
+            Ok(claims) => claims,
+            Err(reason) => return self.refuse(id, reason),
+        };
+        let name = Name { entry: self.config.name.clone(), session, path: None };
+        match self.names.get(&name).copied() {
+            Some(ct_index) if self.session(ct_index).is_some_and(|session| session.client == claims.client) => {
+                self.close(ct_index, now);
+                self.respond(id, Response::Closed);
+            }
+            // Another client's session is none, to this one.
+            _ => self.refuse(id, FailureReason::UnknownSession),
+        }
+    }
+
+    fn open(
+        &mut self,
+        source: Ipv4Addr,
+        id: RequestId,
+        open: Open,
+        now: Nanos,
+        unix_seconds: u64,
+    ) -> Result<(), FailureReason> {
+        let claims = self.claims(&open.token, unix_seconds)?;
+        let exit = self.check_paths(&open.paths)?;
+        check_kind(open.kind, open.mtu)?;
+        if !self.config.roles.entry || !claims.allows_exit(exit) || open.paths.len() > usize::from(claims.paths_max) {
+            return Err(FailureReason::NotAllowed);
+        }
+        let name = Name { entry: self.config.name.clone(), session: open.session, path: None };
+        if let Some(&ct_index) = self.names.get(&name) {
+            return self.open_again(ct_index, id, &claims.client, &open);
+        }
+        if self.clients.get(&claims.client).is_some_and(|sessions| *sessions >= claims.sessions_max)
+            || claims.sessions_max == 0
+        {
+            return Err(FailureReason::NotAllowed);
+        }
+        if self.half_open.get(&source).is_some_and(|sessions| *sessions >= HALF_OPEN_MAX) {
+            return Err(FailureReason::Busy);
+        }
+
+        let place = self.take_slot(true)?;
+        let key = self.random.key();
+        let end = self.link_end(place.ct_index, place.generation);
+        let paths = self.ask_next_nodes(&open, end, place.ct_index, now);
+        let is_without_hope = paths.iter().all(|path| matches!(path, EntryPath::Down(_)));
+        *self.clients.entry(claims.client.clone()).or_default() += 1;
+        *self.half_open.entry(source).or_default() += 1;
+        self.names.insert(name.clone(), place.ct_index);
+        let session = Session {
+            name,
+            generation: place.generation,
+            client: claims.client,
+            kind: open.kind,
+            state: State::Opening,
+            since: now,
+            is_free_pending: false,
+            part: Part::Entry(Entry {
+                source,
+                open,
+                fan: place.fan,
+                key,
+                exit_address: Ipv4Addr::UNSPECIFIED,
+                paths,
+                waiters: vec![id],
+                is_half_open: true,
+            }),
+        };
+        self.workers[place.ct_index.worker()].put_session(place.ct_index.slot(), session);
+        if is_without_hope {
+            self.entry_conclude(place.ct_index, now);
+        }
+        Ok(())
+    }
+
+    /// The same Open once more: the same answer, now or when it is there.
+    fn open_again(&mut self, ct_index: CtIndex, id: RequestId, client: &str, open: &Open) -> Result<(), FailureReason> {
+        let Some(session) = self.session(ct_index) else { return Err(FailureReason::Busy) };
+        let state = session.state;
+        if session.client != client {
+            return Err(FailureReason::NotAllowed);
+        }
+        let generation = session.generation;
+        let Part::Entry(entry) = &mut session.part else { return Err(FailureReason::BadRequest) };
+        if entry.open.paths != open.paths || entry.open.kind != open.kind || entry.open.mtu != open.mtu {
+            return Err(FailureReason::BadRequest);
+        }
+        match state {
+            State::Opening => {
+                entry.waiters.push(id);
+                if entry.waiters.len() > WAITERS_MAX {
+                    let oldest = entry.waiters.remove(0);
+                    self.refuse(oldest, FailureReason::Busy);
+                }
+            }
+            State::Open => self.respond_opened(ct_index, generation, &[id]),
+            State::Ageing | State::Closing => return Err(FailureReason::Busy),
+        }
+        Ok(())
+    }
+
+    /// Sends a Setup for each path whose next node is known.
+    fn ask_next_nodes(
+        &mut self,
+        open: &Open,
+        upstream: crate::rpc::messages::LinkEnd,
+        ct_index: CtIndex,
+        now: Nanos,
+    ) -> Vec<EntryPath> {
+        let mut paths = Vec::with_capacity(open.paths.len());
+        for (number, path) in open.paths.iter().enumerate() {
+            let Some(next) = self.peers.hop(&path[1]) else {
+                paths.push(EntryPath::Down(self.failure(FailureReason::UnknownNode)));
+                continue;
+            };
+            let setup = Setup {
+                token: open.token.clone(),
+                entry: self.config.name.clone(),
+                session: open.session,
+                kind: open.kind,
+                mtu: open.mtu,
+                path: number as u8,
+                route: path[1..].to_vec(),
+                upstream,
+                boot_epoch: self.config.boot_epoch,
+            };
+            let exchange = self.call_setup(next, setup, ct_index, now);
+            paths.push(EntryPath::Calling { exchange });
+        }
+        paths
+    }
+
+    pub(super) fn entry_path_answered(
+        &mut self,
+        ct_index: CtIndex,
+        path: u8,
+        result: Result<(Hop, SetUp), Failure>,
+        now: Nanos,
+    ) {
+        let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
+        entry.paths[usize::from(path)] = match result {
+            Ok((next, answer)) => {
+                entry.exit_address = answer.exit_address;
+                EntryPath::Up { next, link: downstream_link(&answer) }
+            }
+            Err(failure) => EntryPath::Down(failure),
+        };
+        if !entry.paths.iter().any(|path| matches!(path, EntryPath::Calling { .. })) {
+            self.entry_conclude(ct_index, now);
+        }
+    }
+
+    /// Every path is up or has failed: the session starts, or is undone.
+    fn entry_conclude(&mut self, ct_index: CtIndex, now: Nanos) {
+        let Some(session) = self.session(ct_index) else { return };
+        let generation = session.generation;
+        let Part::Entry(entry) = &mut session.part else { return };
+        let links: Vec<(u8, Link)> = (0u8..)
+            .zip(&entry.paths)
+            .filter_map(|(path, state)| match state {
+                EntryPath::Up { link, .. } => Some((path, *link)),
+                _ => None,
+            })
+            .collect();
+        let waiters = std::mem::take(&mut entry.waiters);
+        if links.is_empty() {
+            let failure = entry.paths.iter().find_map(|path| match path {
+                EntryPath::Down(failure) => Some(failure.clone()),
+                _ => None,
+            });
+            let failure = failure.unwrap_or_else(|| self.failure(FailureReason::BadRequest));
+            self.counters.opens_failed += 1;
+            self.close(ct_index, now);
+            for id in waiters {
+                self.respond(id, Response::Failed(failure.clone()));
+            }
+            return;
+        }
+
+        session.state = State::Open;
+        session.since = now;
+        let Part::Entry(entry) = &session.part else { return };
+        let (fan, mtu) = (entry.fan, entry.open.mtu.min(INNER_MTU_MAX));
+        let init = FanInit { inside: inside(session.kind), binding: NO_BINDING, mtu };
+        // The client's port becomes known by its first authentic keep-alive.
+        let up = Link { address: entry.source, key: entry.key, ..Link::NONE };
+        let worker = ct_index.worker();
+        self.command(worker, Command::InitFan { fan, init });
+        for (path, link) in links {
+            self.command(worker, Command::SetFanLink { fan, path, link: Some(link) });
+        }
+        let slot = ct_index.slot();
+        self.command(worker, Command::SetSlot { slot, generation, role: Role::Entry, fan, up, down: Link::NONE });
+        self.counters.opened += 1;
+        self.respond_opened(ct_index, generation, &waiters);
+    }
+
+    fn respond_opened(&mut self, ct_index: CtIndex, generation: u16, waiters: &[RequestId]) {
+        let end = self.link_end(ct_index, generation);
+        let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
+        let opened = Session::opened(entry, end);
+        for &id in waiters {
+            self.respond(id, Response::Opened(opened.clone()));
+        }
+    }
+
+    /// One session less that no packet came for yet.
+    pub(super) fn forget_half_open(&mut self, source: Ipv4Addr) {
+        if let Some(sessions) = self.half_open.get_mut(&source) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                self.half_open.remove(&source);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! NAT ports and ICMP identifiers of one worker, for one protocol.
+//!
+//! A worker owns every `workers`-th port of the range ([`Identity::owner_of_port`]), so that what comes back from a
+//! server finds its owner by the port alone. A port is picked at random (RFC 6056, RFC 6888 REQ-15): a random place,
+//! then the next free one. No port is shared by two mappings (RFC 4787 REQ-3), and one that was given back rests
+//! before it serves another (RFC 6888 REQ-8), so that what is still on the way reaches nobody.
+
+use std::collections::VecDeque;
+
+use super::random::Random;
+use crate::{Nanos, SECOND, dataplane::forwarding::Identity};
+
+/// How long a port rests after its use.
+pub(super) const QUARANTINE: Nanos = 120 * SECOND;
+
+/// The ports.
+#[derive(Debug)]
+pub(super) struct Ports {
+    /// Port of place 0; place n has `first + n * step`.
+    first: u16,
+    step: u16,
+    places: u32,
+    /// One bit a place: leased, or resting.
+    taken: Vec<u64>,
+    /// When each resting place is free again, soonest first.
+    resting: VecDeque<(Nanos, u32)>,
+    leased: u32,
+}
+
+impl Ports {
+    /// All ports that `worker` owns, free.
+    pub(super) fn new(identity: &Identity, worker: usize) -> Self {
+        let step = u16::from(identity.workers);
+        let first = identity.nat_port_first.checked_add(worker as u16).filter(|first| *first <= identity.nat_port_last);
+        let places = first.map_or(0, |first| u32::from((identity.nat_port_last - first) / step) + 1);
+        let taken = vec![0; places.div_ceil(64) as usize];
+        Self { first: first.unwrap_or(0), step, places, taken, resting: VecDeque::new(), leased: 0 }
+    }
+
+    /// Leases a random free port.
+    pub(super) fn lease(&mut self, random: &mut Random, now: Nanos) -> Option<u16> {
+        while let Some(&(_, place)) = self.resting.front().filter(|(until, _)| *until <= now) {
+            self.resting.pop_front();
+            self.taken[place as usize / 64] &= !(1 << (place % 64));
+        }
+        if self.leased + self.resting.len() as u32 >= self.places {
+            return None;
+        }
+        let start = random.below(self.places);
+        let place = self.free_from(start, self.places).or_else(|| self.free_from(0, start))?;
+        self.taken[place as usize / 64] |= 1 << (place % 64);
+        self.leased += 1;
+        Some(self.first + place as u16 * self.step)
+    }
+
+    /// Gives a leased port back; it rests for [`QUARANTINE`].
+    pub(super) fn give(&mut self, port: u16, now: Nanos) {
+        let place = u32::from((port - self.first) / self.step);
+        debug_assert!(self.taken[place as usize / 64] & 1 << (place % 64) != 0, "port {port} was not leased");
+        self.leased -= 1;
+        self.resting.push_back((now + QUARANTINE, place));
+    }
+
+    /// Ports leased now.
+    pub(super) fn leased(&self) -> u32 {
+        self.leased
+    }
+
+    /// Ports there are.
+    pub(super) fn capacity(&self) -> u32 {
+        self.places
+    }
+
+    /// Ports that a lease could take at this moment are fewer than an eighth.
+    pub(super) fn is_scarce(&self) -> bool {
+        (self.leased + self.resting.len() as u32) as u64 * 8 >= u64::from(self.places) * 7
+    }
+
+    /// The first free place in `from..to`, a word of 64 at a time.
+    fn free_from(&self, from: u32, to: u32) -> Option<u32> {
+        let mut at = from;
+        while at < to {
+            let free = !self.taken[at as usize / 64] >> (at % 64);
+            if free != 0 {
+                return Some(at + free.trailing_zeros()).filter(|place| *place < to);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, net::Ipv4Addr};
+
+    use super::*;
+
+    fn identity(first: u16, last: u16, workers: u8) -> Identity {
+        Identity {
+            address: Ipv4Addr::LOCALHOST,
+            data_port: first - 1,
+            nat_port_first: first,
+            nat_port_last: last,
+            probe_key: [0; 16],
+            workers,
+        }
+    }
+
+    #[test]
+    fn the_workers_share_the_whole_range_and_each_leases_only_its_own_ports() {
+        let identity = identity(40001, 40200, 3);
+        let mut random = Random::new(&[1; 32]);
+        let mut all = HashSet::new();
+        for worker in 0..3 {
+            let mut ports = Ports::new(&identity, worker);
+            while let Some(port) = ports.lease(&mut random, 0) {
+                assert_eq!(identity.owner_of_port(port), Some(worker));
+                assert!(all.insert(port), "{port} was leased twice");
+            }
+            assert_eq!(ports.leased(), ports.capacity());
+        }
+        assert_eq!(all.len(), 200);
+    }
+
+    #[test]
+    fn a_port_rests_before_it_serves_again() {
+        let mut ports = Ports::new(&identity(65535, 65535, 1), 0);
+        let mut random = Random::new(&[1; 32]);
+        assert_eq!(ports.lease(&mut random, 0), Some(65535));
+        ports.give(65535, 7);
+        assert_eq!(ports.lease(&mut random, 7 + QUARANTINE - 1), None);
+        assert_eq!(ports.lease(&mut random, 7 + QUARANTINE), Some(65535));
+        assert_eq!(ports.leased(), 1);
+    }
+
+    #[test]
+    fn the_order_of_ports_is_not_guessable_from_the_last_one() {
+        let mut ports = Ports::new(&identity(1024, 65535, 1), 0);
+        let mut random = Random::new(&[9; 32]);
+        let leases: Vec<u16> = (0..100).map(|_| ports.lease(&mut random, 0).unwrap()).collect();
+        let neighbours = leases.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 8).count();
+        assert!(neighbours < 5, "{neighbours} of 99 ports follow the one before");
+    }
+
+    #[test]
+    fn a_range_smaller_than_the_number_of_workers_leaves_some_without_ports() {
+        let mut ports = Ports::new(&identity(65534, 65535, 4), 3);
+        assert_eq!((ports.capacity(), ports.lease(&mut Random::new(&[1; 32]), 0)), (0, None));
+    }
+}

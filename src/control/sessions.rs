@@ -1,0 +1,193 @@
+//! What the control core knows of a session at this node.
+//!
+//! A session owns exactly one slot here, so the slot's [`CtIndex`] names it. Others name it by [`Name`].
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use super::interface::RequestId;
+use crate::{
+    Nanos,
+    dataplane::conntrack::Link,
+    limits::PATHS_MAX,
+    rpc::messages::{Failure, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind, SetUp},
+    wire::relay::HopKey,
+};
+
+/// Requests for the same thing that can wait for its end; the oldest is answered with `Busy` for a further one.
+pub(super) const WAITERS_MAX: usize = 8;
+
+/// How the nodes of a path name a session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Name {
+    /// The entry: this node, or another one.
+    pub(super) entry: NodeName,
+    /// The client's number for it.
+    pub(super) session: SessionId,
+    /// A relay has one slot a path; entry and exit one for all.
+    pub(super) path: Option<u8>,
+}
+
+/// The node at the other end of a hop, as it was when the hop was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) name: NodeName,
+    pub(super) control: SocketAddrV4,
+    pub(super) data: SocketAddrV4,
+    pub(super) boot_epoch: u64,
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The slot is reserved; the worker knows nothing of it.
+    Opening,
+    /// Written to the worker.
+    Open,
+    /// Idle: the worker was asked to free it if it still is.
+    Ageing,
+    /// Nobody can name it any more; the worker was told to free it.
+    Closing,
+}
+
+/// A session at this node.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) name: Name,
+    pub(super) generation: u16,
+    /// Whose token it was.
+    pub(super) client: String,
+    pub(super) kind: SessionKind,
+    pub(super) state: State,
+    /// When the state became `Opening` or `Open`.
+    pub(super) since: Nanos,
+    /// A FreeSlot is on its way to the worker or its answer back. Never two.
+    pub(super) is_free_pending: bool,
+    pub(super) part: Part,
+}
+
+/// What the session does here.
+#[derive(Debug)]
+pub(super) enum Part {
+    Entry(Entry),
+    Relay(Relay),
+    Exit(Exit),
+}
+
+/// The entry's part.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Where the client opened it from.
+    pub(super) source: Ipv4Addr,
+    pub(super) open: Open,
+    pub(super) fan: u32,
+    /// Key of the client's hop.
+    pub(super) key: HopKey,
+    pub(super) exit_address: Ipv4Addr,
+    /// By path number.
+    pub(super) paths: Vec<EntryPath>,
+    pub(super) waiters: Vec<RequestId>,
+    /// Counted in `Control::half_open`: the client has not sent a packet yet.
+    pub(super) is_half_open: bool,
+}
+
+/// A path at its entry.
+#[derive(Debug)]
+pub(super) enum EntryPath {
+    /// Asked for.
+    Calling { exchange: u64 },
+    /// Set up.
+    Up { next: Hop, link: Link },
+    /// Not, or not any more.
+    Down(Failure),
+}
+
+/// A relay's part.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) upstream: Hop,
+    /// The upstream's end.
+    pub(super) up: LinkEnd,
+    /// Key of the upstream hop.
+    pub(super) key: HopKey,
+    pub(super) down: RelayDown,
+    pub(super) waiters: Vec<RequestId>,
+}
+
+/// The downstream side of a relay.
+#[derive(Debug)]
+pub(super) enum RelayDown {
+    /// Asked for.
+    Calling { exchange: u64 },
+    /// Set up.
+    Up { next: Hop, link: Link, exit_address: Ipv4Addr },
+}
+
+/// The exit's part.
+#[derive(Debug)]
+pub(super) struct Exit {
+    pub(super) fan: u32,
+    /// A flow's one binding.
+    pub(super) flow_binding: Option<u32>,
+    /// All bindings, a flow's included.
+    pub(super) bindings: BTreeSet<u32>,
+    /// By path number.
+    pub(super) paths: [Option<ExitPath>; PATHS_MAX],
+}
+
+/// A path at its exit.
+#[derive(Clone, Debug)]
+pub(super) struct ExitPath {
+    pub(super) upstream: Hop,
+    pub(super) up: LinkEnd,
+    pub(super) key: HopKey,
+}
+
+impl Session {
+    /// What the client is told of it.
+    pub(super) fn opened(entry: &Entry, end: LinkEnd) -> Opened {
+        let paths = entry.paths.iter().map(|path| match path {
+            EntryPath::Down(failure) => Some(failure.clone()),
+            EntryPath::Calling { .. } | EntryPath::Up { .. } => None,
+        });
+        Opened { entry: end, key: entry.key, exit_address: entry.exit_address, paths: paths.collect() }
+    }
+
+    /// Its fan, where it has one.
+    pub(super) fn fan(&self) -> Option<u32> {
+        match &self.part {
+            Part::Entry(entry) => Some(entry.fan),
+            Part::Exit(exit) => Some(exit.fan),
+            Part::Relay(_) => None,
+        }
+    }
+
+    /// Requests that wait for it; none do any more.
+    pub(super) fn take_waiters(&mut self) -> Vec<RequestId> {
+        match &mut self.part {
+            Part::Entry(entry) => std::mem::take(&mut entry.waiters),
+            Part::Relay(relay) => std::mem::take(&mut relay.waiters),
+            Part::Exit(_) => Vec::new(),
+        }
+    }
+}
+
+/// The link to the other end of a hop.
+pub(super) fn link(end: LinkEnd, key: HopKey) -> Link {
+    Link { address: *end.data.ip(), port: end.data.port(), generation: end.generation, ct_index: end.ct_index, key }
+}
+
+/// The link that an answer describes.
+pub(super) fn downstream_link(answer: &SetUp) -> Link {
+    link(answer.downstream, answer.key)
+}
+
+/// Source address of a session's inner packets.
+pub(super) fn inside(kind: SessionKind) -> Ipv4Addr {
+    match kind {
+        SessionKind::Tunnel { inside } => inside,
+        SessionKind::Flow { source, .. } => *source.ip(),
+    }
+}

@@ -1,0 +1,145 @@
+//! What the control core keeps of each worker: who has which place, and the commands on their way to it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use super::{
+    interface::ControlConfig,
+    pools::{Generations, Pool},
+    ports::Ports,
+    random::Random,
+    sessions::Session,
+};
+use crate::{
+    Nanos,
+    dataplane::{command::Command, conntrack::BindingKey, published::Published},
+    limits::COMMAND_RING,
+    telemetry::histogram::Histograms,
+    wire::ip4,
+};
+
+/// Commands that may wait for room in a worker's ring before new work for it is refused.
+const BACKLOG_MAX: usize = COMMAND_RING / 2;
+
+/// One worker, as the control core sees it.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) slots: Pool,
+    pub(super) generations: Generations,
+    /// By slot.
+    pub(super) sessions: Vec<Option<Box<Session>>>,
+    pub(super) fans: Pool,
+    pub(super) bindings: Pool,
+    /// By binding.
+    pub(super) nat: Vec<Option<NatBinding>>,
+    pub(super) by_key: HashMap<BindingKey, u32>,
+    icmp_ids: Ports,
+    tcp_ports: Ports,
+    udp_ports: Ports,
+    pub(super) published: Arc<Published>,
+    pub(super) backlog: VecDeque<Command>,
+    /// Free places of the worker's ring.
+    pub(super) room: usize,
+    /// Where the ageing scan goes on.
+    pub(super) slot_cursor: usize,
+    pub(super) binding_cursor: usize,
+    /// Empty ones to exchange; `None` while an exchange is under way.
+    pub(super) spare_histograms: Option<Box<Histograms>>,
+    /// Everything recorded since the start.
+    pub(super) histograms: Histograms,
+}
+
+/// A NAT binding.
+#[derive(Debug)]
+pub(super) struct NatBinding {
+    pub(super) key: BindingKey,
+    pub(super) outside_port: u16,
+    pub(super) since: Nanos,
+    /// A FreeBinding is on its way to the worker or its answer back. Never two.
+    pub(super) is_free_pending: bool,
+    /// Its session is gone.
+    pub(super) is_closing: bool,
+}
+
+impl Tables {
+    /// An empty worker number `worker`.
+    pub(super) fn new(config: &ControlConfig, worker: usize, published: Arc<Published>, random: &mut Random) -> Self {
+        Self {
+            slots: Pool::new(config.slots),
+            generations: Generations::new(random.number() as u16),
+            sessions: Vec::new(),
+            fans: Pool::new(config.fans),
+            bindings: Pool::new(config.bindings),
+            nat: Vec::new(),
+            by_key: HashMap::new(),
+            icmp_ids: Ports::new(&config.identity, worker),
+            tcp_ports: Ports::new(&config.identity, worker),
+            udp_ports: Ports::new(&config.identity, worker),
+            published,
+            backlog: VecDeque::new(),
+            room: usize::MAX,
+            slot_cursor: 0,
+            binding_cursor: 0,
+            spare_histograms: Some(Box::default()),
+            histograms: Histograms::new(),
+        }
+    }
+
+    /// True where the worker does not keep up with its commands.
+    pub(super) fn is_busy(&self) -> bool {
+        self.backlog.len() > BACKLOG_MAX
+    }
+
+    /// The ports or identifiers of a protocol that NAT knows.
+    pub(super) fn ports(&mut self, protocol: u8) -> Option<&mut Ports> {
+        match protocol {
+            ip4::ICMP => Some(&mut self.icmp_ids),
+            ip4::TCP => Some(&mut self.tcp_ports),
+            ip4::UDP => Some(&mut self.udp_ports),
+            _ => None,
+        }
+    }
+
+    /// ICMP identifiers, TCP ports, UDP ports.
+    pub(super) fn all_ports(&self) -> [&Ports; 3] {
+        [&self.icmp_ids, &self.tcp_ports, &self.udp_ports]
+    }
+
+    /// The session in a slot.
+    pub(super) fn session(&mut self, slot: u32) -> Option<&mut Session> {
+        self.sessions.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// The binding in a place.
+    pub(super) fn binding(&mut self, index: u32) -> Option<&mut NatBinding> {
+        self.nat.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Puts a session into a slot.
+    pub(super) fn put_session(&mut self, slot: u32, session: Session) {
+        put(&mut self.sessions, slot, Box::new(session));
+    }
+
+    /// Puts a binding into its place.
+    pub(super) fn put_binding(&mut self, index: u32, binding: NatBinding) {
+        self.by_key.insert(binding.key, index);
+        put(&mut self.nat, index, binding);
+    }
+}
+
+/// The key of the inside of a flow or of a first packet.
+pub(super) fn binding_key(slot: u32, protocol: u8, address: Ipv4Addr, port: u16) -> BindingKey {
+    BindingKey { slot, protocol, address, port }
+}
+
+fn put<T>(array: &mut Vec<Option<T>>, place: u32, value: T) {
+    let place = place as usize;
+    if place >= array.len() {
+        array.resize_with(place + 1, || None);
+    }
+    debug_assert!(array[place].is_none(), "place {place} is in use");
+    array[place] = Some(value);
+}
