@@ -145,6 +145,12 @@ impl Bitmap {
         self.0[slot / 64] |= 1 << (slot % 64);
     }
 
+    /// True where the slot is in.
+    #[inline]
+    pub fn contains(&self, slot: usize) -> bool {
+        self.0[slot / 64] & 1 << (slot % 64) != 0
+    }
+
     /// Takes the lowest slot out.
     #[inline]
     pub fn pop(&mut self) -> Option<usize> {

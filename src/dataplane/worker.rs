@@ -425,19 +425,20 @@ impl<D: Driver> Worker<D> {
                 interface: packet.interface,
             });
         }
-        let sent = self.driver.transmit(&self.transmit);
+        let mut refused = Bitmap::default();
+        self.driver.transmit(&self.transmit, &mut refused);
         self.driver.flush();
         let now = self.clock.raw();
         let in_sweep = self.clock.delta_as_nanos(before, now);
         self.record(NodeId::Tx, batch.count() as u64, in_sweep);
-        self.finish_sent(batch, sent, in_sweep);
+        self.finish_sent(batch, refused, in_sweep);
     }
 
-    /// The first `sent` packets of the batch are the driver's now; the rest found its ring full.
-    fn finish_sent(&mut self, batch: Bitmap, sent: usize, in_tx: u64) {
+    /// What the driver took is its own now; the places in `refused` found a ring full.
+    fn finish_sent(&mut self, batch: Bitmap, refused: Bitmap, in_tx: u64) {
         let mut bytes = 0;
         for (place, slot) in batch.enumerate() {
-            if place >= sent {
+            if refused.contains(place) {
                 self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
                 continue;
             }
@@ -449,7 +450,7 @@ impl<D: Driver> Worker<D> {
             histogram.saturating_record(residence);
             self.context.finish_without_frame(slot);
         }
-        add(&self.context.published.worker.sent, sent as u64);
+        add(&self.context.published.worker.sent, (batch.count() - refused.count()) as u64);
         add(&self.context.published.worker.sent_bytes, bytes);
     }
 
@@ -477,3 +478,94 @@ impl<D: Driver> Worker<D> {
 }
 
 const _: () = assert!(RESERVED_FOR_ANSWERS < crate::limits::EVENT_RING, "punts have some of the ring, too");
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        dataplane::{
+            command::{Command, Event},
+            testing::*,
+        },
+        limits::PATHS_MAX,
+    };
+
+    #[test]
+    fn a_full_transmit_ring_drops_the_newest_and_keeps_every_frame() {
+        let mut bench = Bench::new();
+        bench.relay();
+        let before = bench.worker.driver().free_frames();
+        bench.worker.driver().limit_transmit(3);
+        let burst: Vec<_> = (1..=10).map(|n| Relayed::up(1, n, vec![]).frame()).collect();
+        assert_eq!(bench.run(&burst).len(), 3);
+        assert_eq!(bench.moved(), [("tx.drop.tx_full".to_owned(), 7)]);
+        assert_eq!(bench.worker.driver().free_frames(), before);
+    }
+
+    #[test]
+    fn every_copy_of_a_full_burst_finds_a_slot() {
+        let mut bench = Bench::new();
+        bench.entry(PATHS_MAX as u8);
+        for n in 1..=300 {
+            bench.worker.driver().put(0, &Relayed::from_client(n, vec![0; 100]).frame());
+        }
+        let mut sent = bench.run(&[]).len();
+        for _ in 0..20 {
+            sent += bench.sweep().len();
+        }
+        assert_eq!(bench.moved(), []);
+        assert_eq!(sent, 300 * PATHS_MAX);
+    }
+
+    #[test]
+    fn a_slot_in_use_is_freed_only_if_it_stayed_idle() {
+        let mut bench = Bench::new();
+        bench.relay();
+        let stamp = (bench.now / crate::limits::TICK) as u32;
+        bench.now += crate::SECOND;
+        bench.run(&[Relayed::up(1, 1, vec![]).frame()]);
+        bench.tell(Command::FreeSlot { slot: 1, generation: GENERATION, idle_since: Some(stamp) });
+        assert!(matches!(bench.events.pop(), Ok(Event::SlotKept { slot: 1 })));
+        let stamp = stamp + 10;
+        bench.now += crate::SECOND;
+        bench.run(&[Relayed::down(1, 1, vec![]).frame()]);
+        bench.tell(Command::FreeSlot { slot: 1, generation: GENERATION, idle_since: Some(stamp) });
+        assert!(
+            matches!(bench.events.pop(), Ok(Event::SlotFreed { slot: 1 })),
+            "the server's side keeps nothing alive"
+        );
+    }
+
+    #[test]
+    fn rewriting_an_entrys_slot_keeps_the_clients_address() {
+        let mut bench = Bench::new();
+        bench.entry(1);
+        let moved = Relayed {
+            kind: crate::wire::relay::Kind::KeepAliveUp,
+            from: (ROUTER, 999),
+            ..Relayed::from_client(1, vec![])
+        };
+        bench.run(&[moved.frame()]);
+        let slot = bench.worker.context().slots[2];
+        let unknown = crate::dataplane::conntrack::Link { port: 0, ..slot.up };
+        bench.tell(Command::SetSlot {
+            slot: 2,
+            generation: GENERATION,
+            role: slot.role,
+            fan: slot.fan,
+            up: unknown,
+            down: slot.down,
+        });
+        let out = bench.run(&[Relayed::down(2, 1, vec![]).frame()]);
+        assert_eq!(sent(&out[0], &UP_KEY).to, (ROUTER, 999));
+    }
+
+    #[test]
+    fn histograms_are_exchanged_for_empty_ones() {
+        let mut bench = Bench::new();
+        bench.relay();
+        bench.run(&[Relayed::up(1, 1, vec![]).frame()]);
+        bench.tell(Command::SwapHistograms(Box::default()));
+        let Ok(Event::Histograms(filled)) = bench.events.pop() else { panic!("not exchanged") };
+        assert_eq!((filled.residence.len(), filled.waited.len()), (1, 0));
+    }
+}

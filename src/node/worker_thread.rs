@@ -148,8 +148,8 @@ mod tests {
         fn release(&mut self, frame: u32) {
             self.driver.release(frame);
         }
-        fn transmit(&mut self, batch: &[Transmit]) -> usize {
-            self.driver.transmit(batch)
+        fn transmit(&mut self, batch: &[Transmit], refused: &mut crate::dataplane::packet::Bitmap) {
+            self.driver.transmit(batch, refused)
         }
         fn flush(&mut self) {
             self.driver.flush();

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{Driver, DriverStatistics, Frames, Received, Transmit};
+use super::{super::packet::Bitmap, Driver, DriverStatistics, Frames, Received, Transmit};
 use crate::limits::{FRAME_HEADROOM, FRAME_SIZE, PACKET_BYTES_MAX};
 
 /// The driver.
@@ -80,14 +80,16 @@ impl Driver for MemoryDriver {
         self.free.push(frame);
     }
 
-    fn transmit(&mut self, batch: &[Transmit]) -> usize {
-        let taken = batch.len().min(self.transmit_room);
-        for packet in &batch[..taken] {
+    fn transmit(&mut self, batch: &[Transmit], refused: &mut Bitmap) {
+        for (place, packet) in batch.iter().enumerate() {
+            if place >= self.transmit_room {
+                refused.insert(place);
+                continue;
+            }
             let range = usize::from(packet.offset)..usize::from(packet.offset) + usize::from(packet.length);
             self.outgoing.push((packet.interface, self.frames.frame(packet.frame)[range].to_vec()));
             self.free.push(packet.frame);
         }
-        taken
     }
 
     fn flush(&mut self) {}

@@ -9,6 +9,7 @@ pub mod xdp;
 
 use std::time::Duration;
 
+use super::packet::Bitmap;
 use crate::limits::FRAME_SIZE;
 
 /// A received packet.
@@ -51,10 +52,9 @@ pub trait Driver {
     /// Gives a frame back.
     fn release(&mut self, frame: u32);
 
-    /// Takes packets for sending from the front of `batch`, frames included; returns how many. The rest is still
-    /// the caller's: the first of it found its interface's ring full. Others may go out of another interface, so drop
-    /// that one and call again with what is behind it; else one stalled interface would hold up all.
-    fn transmit(&mut self, batch: &[Transmit]) -> usize;
+    /// Takes packets for sending, frames included. Those it has no room for it enters into `refused` by their place
+    /// in `batch`; their frames are still the caller's. One interface whose ring is full does not hold up the others.
+    fn transmit(&mut self, batch: &[Transmit], refused: &mut Bitmap);
 
     /// Tells the kernel about what `transmit` took. Called once a sweep.
     fn flush(&mut self);

@@ -55,7 +55,7 @@ use self::{
     socket::XdpSocket,
     umem::{FRAMES_A_HUGE_PAGE, FrameMemory, Owner},
 };
-use super::{Driver, DriverStatistics, Frames, Received, Transmit};
+use super::{super::packet::Bitmap, Driver, DriverStatistics, Frames, Received, Transmit};
 use crate::limits::PACKET_SLOTS;
 
 /// Entries of each ring of each socket.
@@ -250,20 +250,18 @@ impl Driver for XdpDriver {
         self.held -= 1;
     }
 
-    fn transmit(&mut self, batch: &[Transmit]) -> usize {
-        let mut count = 0;
-        for packet in batch {
+    fn transmit(&mut self, batch: &[Transmit], refused: &mut Bitmap) {
+        for (place, packet) in batch.iter().enumerate() {
             let socket = &mut self.sockets[self.senders[usize::from(packet.interface)]];
-            if !socket.stage(&mut self.memory, packet) {
-                break;
+            if socket.stage(&mut self.memory, packet) {
+                self.held -= 1;
+            } else {
+                refused.insert(place);
             }
-            count += 1;
         }
         for socket in &mut self.sockets {
             socket.submit();
         }
-        self.held -= count;
-        count
     }
 
     fn flush(&mut self) {
