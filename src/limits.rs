@@ -59,7 +59,7 @@ pub const ADJACENCIES_MAX: usize = 4096;
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Largest response, bytes: read only from whom we called. A full mesh of [`PEERS_MAX`] nodes is 64 Ki links.
-pub const RESPONSE_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const RESPONSE_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// Length of one tick of the last-seen stamps.
 pub const TICK: crate::Nanos = 100 * crate::MILLISECOND;
