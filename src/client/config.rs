@@ -236,7 +236,7 @@ impl File<'_> {
         let entry = self.name("client.entry", root.client.entry.as_ref())?;
         let exit = self.name("client.exit", root.client.exit.as_ref())?;
         let paths = self.number("client.paths", root.client.paths.as_ref(), 1..=PATHS_MAX as i64)?;
-        let tun = root.tun.as_ref().map(|tun| self.tun(tun, controller)).transpose()?;
+        let tun = root.tun.as_ref().map(|tun| self.tun(tun)).transpose()?;
         let forwards = root.forward.iter().map(|forward| self.forward(forward)).collect::<Result<Vec<_>, _>>()?;
 
         let config = ClientConfig {
@@ -275,21 +275,10 @@ impl File<'_> {
         Ok(())
     }
 
-    fn tun(&self, tun: &Tun, controller: SocketAddrV4) -> Result<TunConfig, ConfigError> {
+    fn tun(&self, tun: &Tun) -> Result<TunConfig, ConfigError> {
         let name = self.parse("tun.name", &tun.name, interface_name)?;
         let mtu = self.number("tun.mtu", tun.mtu.as_ref(), i64::from(MTU_MIN)..=i64::from(INNER_MTU_MAX))?;
-        let route = |route: &Spanned<String>| {
-            let prefix = self.parse("tun.routes", route, Prefix::from_str)?;
-            if prefix.contains(*controller.ip()) {
-                let message = format!(
-                    "tun.routes: {prefix} contains the control centre ({}), which is reached outside the tunnel; \
-                     leave it out, for example by giving smaller prefixes",
-                    controller.ip()
-                );
-                return Err(self.error(route.span(), message));
-            }
-            Ok(prefix)
-        };
+        let route = |route: &Spanned<String>| self.parse("tun.routes", route, Prefix::from_str);
         let routes = tun.routes.iter().map(route).collect::<Result<_, _>>()?;
         Ok(TunConfig { name, mtu: mtu.map_or(MTU_DEFAULT, |mtu| mtu as u16), routes })
     }
@@ -483,8 +472,6 @@ server = "198.51.100.1:5000"
             ("name = \"star0\"", "name = \"a/b\"", ["client.toml:10: tun.name: 'a/b'", "1 to 15"]),
             ("name = \"star0\"", "name = \"a\"\nmtu = 9000", ["client.toml:11: tun.mtu: 9000", "576 to 1726"]),
             ("198.51.100.0/24", "198.51.100.1/24", ["client.toml:11: tun.routes:", "did you mean 198.51.100.0/24"]),
-            ("198.51.100.0/24", "192.0.0.0/8", ["client.toml:11: tun.routes:", "192.0.0.0/8"]),
-            ("198.51.100.0/24", "0.0.0.0/0", ["client.toml:11: tun.routes: 0.0.0.0/0 contains", "control centre"]),
             ("\"udp\"", "\"sctp\"", ["client.toml:13: forward.protocol: ", "\"udp\" or \"tcp\""]),
             ("198.51.100.1:5000", "198.51.100.1:0", ["client.toml:14: forward: ", "must not be zero"]),
             ("[tun]", "[tun", ["client.toml:9: ", ""]),

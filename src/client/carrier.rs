@@ -1,0 +1,235 @@
+//! Keeps a session for whoever has packets to send: opened when needed, watched while open, and opened again.
+//!
+//! Packets that come before the session is ready wait, in bounds; they leave in order once the first keep-alive is
+//! answered.
+
+use std::{collections::VecDeque, io};
+
+use super::{
+    drops::{Drops, Reason},
+    opener::{OpenSession, Opener, Order},
+    session::{Due, Received, Session},
+    socket::{Batch, SessionSocket},
+};
+use crate::{MILLISECOND, Nanos, SECOND, rpc::messages::SessionKind, wire::relay::HEADER_BYTES};
+
+/// Packets that wait for a session.
+const WAITING_MAX: usize = 256;
+
+/// Pause after the first failure to open; doubled at each further one.
+const PAUSE_FIRST: Nanos = 500 * MILLISECOND;
+
+/// Longest pause.
+const PAUSE_MAX: Nanos = 15 * SECOND;
+
+/// An open session and the socket it uses.
+pub(super) struct Live {
+    /// Its data plane.
+    pub(super) session: Session,
+    /// Its hop to the entry.
+    pub(super) socket: SessionSocket,
+    /// How it was opened.
+    pub(super) details: OpenSession,
+    /// When it was opened.
+    pub(super) since: Nanos,
+}
+
+enum State {
+    /// An order is out.
+    Opening,
+    /// The last attempt failed; nothing happens until then.
+    Pausing {
+        until: Nanos,
+    },
+    Open(Box<Live>),
+}
+
+/// What time brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tick {
+    /// Nothing the owner need know.
+    Nothing,
+    /// The session was lost and closed. [`Carrier::open`] opens another.
+    Lost,
+    /// The pause after a failure is over. [`Carrier::open`] tries again.
+    PauseOver,
+}
+
+/// A session over time.
+pub(super) struct Carrier {
+    ticket: u64,
+    kind: SessionKind,
+    mtu: usize,
+    state: State,
+    waiting: VecDeque<Vec<u8>>,
+    failures: u32,
+}
+
+impl Carrier {
+    /// Orders the first session. Orders carry `ticket`, and so do their answers.
+    pub(super) fn new(ticket: u64, kind: SessionKind, mtu: u16, opener: &Opener) -> Self {
+        let mut carrier =
+            Self { ticket, kind, mtu: usize::from(mtu), state: State::Opening, waiting: VecDeque::new(), failures: 0 };
+        carrier.open(opener);
+        carrier
+    }
+
+    /// Orders a session; what waits goes on waiting.
+    pub(super) fn open(&mut self, opener: &Opener) {
+        self.state = State::Opening;
+        opener.order(Order::Open { ticket: self.ticket, kind: self.kind });
+    }
+
+    /// What it carries.
+    pub(super) fn kind(&self) -> SessionKind {
+        self.kind
+    }
+
+    /// The open session, if any.
+    pub(super) fn live(&self) -> Option<&Live> {
+        match &self.state {
+            State::Open(live) => Some(live),
+            _ => None,
+        }
+    }
+
+    /// True where packets leave at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.live().is_some_and(|live| live.session.is_ready())
+    }
+
+    /// The session was opened. An error where the entry cannot be reached from here.
+    pub(super) fn opened(&mut self, details: OpenSession, now: Nanos) -> io::Result<&Live> {
+        let inside = match self.kind {
+            SessionKind::Tunnel { inside } => inside,
+            SessionKind::Flow { source, .. } => *source.ip(),
+        };
+        let socket = SessionSocket::connect(details.opened.entry.data)?;
+        self.failures = 0;
+        let session = Session::new(&details.opened, inside, now);
+        self.state = State::Open(Box::new(Live { session, socket, details, since: now }));
+        Ok(self.live().expect("it was opened in the line above"))
+    }
+
+    /// The session could not be opened: what waits is dropped, and a pause begins.
+    pub(super) fn failed(&mut self, drops: &mut Drops, now: Nanos) {
+        drops.add(Reason::SessionFailed, self.waiting.len() as u64);
+        self.waiting.clear();
+        let pause = (PAUSE_FIRST << self.failures.min(10)).min(PAUSE_MAX);
+        self.failures += 1;
+        self.state = State::Pausing { until: now + pause };
+    }
+
+    /// Ends the session, if there is one.
+    pub(super) fn close(&mut self, opener: &Opener) {
+        if let State::Open(live) = std::mem::replace(&mut self.state, State::Opening) {
+            opener.order(Order::Close { entry: live.details.plan.entry, session: live.details.id });
+        }
+    }
+
+    /// When [`Carrier::tick`] is due.
+    pub(super) fn deadline(&self) -> Nanos {
+        match &self.state {
+            State::Opening => Nanos::MAX,
+            State::Pausing { until } => *until,
+            State::Open(live) => live.session.deadline(),
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub(super) fn tick(&mut self, opener: &Opener, drops: &mut Drops, now: Nanos) -> Tick {
+        match &mut self.state {
+            State::Opening => Tick::Nothing,
+            State::Pausing { until } if now < *until => Tick::Nothing,
+            State::Pausing { .. } => Tick::PauseOver,
+            State::Open(live) => match live.session.poll(now) {
+                Due::Nothing => Tick::Nothing,
+                Due::KeepAlive(datagram) => {
+                    if live.socket.send(&datagram).is_err() {
+                        drops.count(Reason::SendFailed);
+                    }
+                    Tick::Nothing
+                }
+                Due::Lost => {
+                    self.close(opener);
+                    Tick::Lost
+                }
+            },
+        }
+    }
+
+    /// Sends an inner packet. What is put into `up` leaves at [`Carrier::flush`]; in between `up` serves no other.
+    pub(super) fn send(&mut self, packet: &[u8], up: &mut Batch, drops: &mut Drops) {
+        if packet.len() > self.mtu {
+            return drops.count(Reason::TooBig);
+        }
+        up.next_inner()[..packet.len()].copy_from_slice(packet);
+        self.submit(packet.len(), up, drops);
+    }
+
+    /// Sends the inner packet of `length` bytes that is in the next place of `up` already.
+    pub(super) fn submit(&mut self, length: usize, up: &mut Batch, drops: &mut Drops) {
+        if length > self.mtu {
+            return drops.count(Reason::TooBig);
+        }
+        let datagram = &mut up.next()[..HEADER_BYTES + length];
+        match &mut self.state {
+            State::Open(live) if live.session.is_ready() => {
+                live.session.seal(datagram);
+                up.push(HEADER_BYTES + length);
+                if up.is_full() {
+                    self.flush(up, drops);
+                }
+            }
+            State::Pausing { .. } => drops.count(Reason::SessionFailed),
+            _ if self.waiting.len() >= WAITING_MAX => drops.count(Reason::NotReady),
+            _ => self.waiting.push_back(datagram.to_vec()),
+        }
+    }
+
+    /// Hands what is in `up` to the kernel.
+    pub(super) fn flush(&mut self, up: &mut Batch, drops: &mut Drops) {
+        if up.is_empty() {
+            return;
+        }
+        let refused = match &self.state {
+            State::Open(live) => up.send(&live.socket),
+            _ => up.len(),
+        };
+        drops.add(Reason::SendFailed, refused as u64);
+        up.clear();
+    }
+
+    /// Reads what has arrived into `down`; returns how many datagrams. [`Carrier::receive`] then looks at each.
+    pub(super) fn arrived(&mut self, down: &mut Batch) -> usize {
+        match &self.state {
+            State::Open(live) => down.receive(&live.socket),
+            _ => 0,
+        }
+    }
+
+    /// Checks one datagram; returns the inner packet, if it carries one.
+    pub(super) fn receive<'a>(&mut self, datagram: &'a [u8], drops: &mut Drops, now: Nanos) -> Option<&'a [u8]> {
+        let State::Open(live) = &mut self.state else { return None };
+        match live.session.receive(datagram, now) {
+            Ok(Received::Packet(range)) => Some(&datagram[range]),
+            Ok(Received::KeepAlive) => None,
+            Err(reason) => {
+                drops.count(reason);
+                None
+            }
+        }
+    }
+
+    /// Sends what has waited, where the session is ready by now.
+    pub(super) fn release(&mut self, up: &mut Batch, drops: &mut Drops) {
+        if self.waiting.is_empty() || !self.is_ready() {
+            return;
+        }
+        for datagram in std::mem::take(&mut self.waiting) {
+            up.next()[..datagram.len()].copy_from_slice(&datagram);
+            self.submit(datagram.len() - HEADER_BYTES, up, drops);
+        }
+        self.flush(up, drops);
+    }
+}
