@@ -14,6 +14,7 @@ use super::{
 use crate::{
     MILLISECOND, Nanos, SECOND,
     dataplane::conntrack::CtIndex,
+    limits::HOPS_MAX,
     rpc::messages::{Failure, FailureReason, Request, Response, SetUp, Setup, Teardown},
 };
 
@@ -26,6 +27,12 @@ const GRACE_A_HOP: Nanos = 500 * MILLISECOND;
 
 /// Calls for one exchange.
 const ATTEMPTS: u64 = 2;
+
+/// A time-out is longer by a random part of this, so that what was lost together is not repeated together.
+const JITTER_MS: u32 = 100;
+
+/// How long the transport must keep a call open: an answer that comes later than this is not waited for.
+pub const CALL_PATIENCE: Nanos = TIME_OUT + GRACE_A_HOP * HOPS_MAX as u64;
 
 /// How long the late answer of an abandoned Setup is recognised. Later than that, what it allocated has aged out.
 const ABANDONED: Nanos = 30 * SECOND;
@@ -129,11 +136,15 @@ impl Control {
     fn start(&mut self, to: Hop, request: Request, purpose: Purpose, now: Nanos) -> u64 {
         let number = self.exchanges.next;
         self.exchanges.next += 1;
-        let deadline = now + TIME_OUT;
+        let deadline = now + TIME_OUT + self.jitter();
         self.exchanges.open.insert(number, Exchange { to, request, purpose, attempt: 0, deadline });
         self.exchanges.deadlines.insert((deadline, number));
         self.send_attempt(number);
         number
+    }
+
+    fn jitter(&mut self) -> Nanos {
+        Nanos::from(self.random.below(JITTER_MS)) * MILLISECOND
     }
 
     fn send_attempt(&mut self, number: u64) {
@@ -152,7 +163,8 @@ impl Control {
                 Request::Setup(setup) => setup.route.len() as u64 - 1,
                 _ => 0,
             };
-            self.exchanges.set_deadline(number, now + TIME_OUT + GRACE_A_HOP * hops_behind);
+            let time_out = TIME_OUT + GRACE_A_HOP * hops_behind + self.jitter();
+            self.exchanges.set_deadline(number, now + time_out);
             self.send_attempt(number);
             return;
         }

@@ -16,8 +16,11 @@ use crate::{
         reason::Reason,
     },
     rpc::messages::{FailureReason, SessionKind, SetUp, Setup},
-    wire::relay::HopKey,
+    wire::{ip4, relay::HopKey},
 };
+
+/// No mail through a relay: the workers drop it in tunnels, a flow is refused at once.
+const SMTP: u16 = 25;
 
 impl Control {
     pub(super) fn exit_setup(
@@ -47,8 +50,8 @@ impl Control {
         kind: SessionKind,
         now: Nanos,
     ) -> Result<CtIndex, FailureReason> {
-        if let SessionKind::Flow { server, .. } = kind
-            && !self.is_exit_allowed(*server.ip())
+        if let SessionKind::Flow { protocol, server, .. } = kind
+            && (!self.is_exit_allowed(*server.ip()) || (protocol == ip4::TCP && server.port() == SMTP))
         {
             return Err(FailureReason::DestinationDenied);
         }

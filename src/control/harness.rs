@@ -172,8 +172,21 @@ pub(crate) enum Origin {
 /// A message under way.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    Request { origin: Origin, caller: Caller, to: NodeName, request: Request },
-    Response { to: Origin, from: NodeName, response: Response },
+    Request {
+        origin: Origin,
+        caller: Caller,
+        to: NodeName,
+        request: Request,
+    },
+    Response {
+        to: Origin,
+        from: NodeName,
+        response: Response,
+    },
+    /// The transport could not reach the node.
+    Unreachable {
+        to: Origin,
+    },
 }
 
 /// Delays of the copies of a message that arrive: none is a loss.
@@ -184,6 +197,8 @@ pub(crate) struct Net {
     pub(crate) now: Nanos,
     pub(crate) nodes: BTreeMap<NodeName, Node>,
     pub(crate) fate: Fate,
+    /// Calls to stopped nodes fail at once, rather than never.
+    pub(crate) tells_unreachable: bool,
     messages: BTreeMap<(Nanos, u64), Message>,
     next_message: u64,
     next_client: u64,
@@ -198,6 +213,7 @@ impl Net {
             now: 0,
             nodes: BTreeMap::new(),
             fate: Box::new(|_| vec![10 * MILLISECOND]),
+            tells_unreachable: false,
             messages: BTreeMap::new(),
             next_message: 0,
             next_client: 0,
@@ -451,13 +467,21 @@ impl Net {
         match message {
             Message::Request { origin, caller, to, request } => {
                 let node = self.node(&to);
-                if node.is_up {
+                if !node.is_up {
+                    if self.tells_unreachable {
+                        self.send(Message::Unreachable { to: origin });
+                    }
+                } else {
                     node.next_request += 1;
                     let id = RequestId(node.next_request);
                     node.asked.insert(id, origin);
                     node.control.on_request(caller, id, request, now, UNIX_START + now / crate::SECOND);
                 }
             }
+            Message::Unreachable { to: Origin::Node(name, _, call) } => {
+                self.node(&name).control.on_response(call, None, now);
+            }
+            Message::Unreachable { .. } => {}
             Message::Response { to: Origin::Client(asked), response, .. } => {
                 self.answers.entry(asked).or_default().push(response);
             }

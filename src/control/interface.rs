@@ -110,7 +110,8 @@ pub enum Effect {
         response: Response,
     },
     /// Ask another node; the result goes to `Control::on_response` under this id, a failure of the transport
-    /// or a time-out as `None`.
+    /// or a time-out as `None`. The control core has time-outs of its own: the transport's must not be shorter than
+    /// [`CALL_PATIENCE`](super::CALL_PATIENCE), or the answer of a node that waited for another is lost.
     Call {
         /// Never used twice.
         call: CallId,

@@ -38,6 +38,7 @@ use std::{
     sync::Arc,
 };
 
+pub use exchanges::CALL_PATIENCE;
 pub use interface::{CallId, Caller, ControlConfig, Effect, KernelEvent, RequestId};
 pub use show::{AdjacencyView, Counters, PeerView, SessionView, Summary};
 

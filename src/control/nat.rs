@@ -58,7 +58,8 @@ impl Control {
         if is_flow {
             return Err(Reason::NotFlow);
         }
-        if !self.is_exit_allowed(remote.0) {
+        // To our own address there is only the way back in through another binding, which the worker takes.
+        if remote.0 != self.config.identity.address && !self.is_exit_allowed(remote.0) {
             return Err(Reason::Denied);
         }
         if self.workers[worker].by_key.contains_key(&key) {

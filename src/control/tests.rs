@@ -187,6 +187,43 @@ fn when_all_paths_fail_everything_is_freed_and_the_first_failure_is_told() {
 }
 
 #[test]
+fn a_failure_of_the_transport_is_repeated_once_at_once() {
+    let mut net = net();
+    net.stop("out");
+    net.tells_unreachable = true;
+    let asked = net.ask("in", Request::Open(net.tunnel("alice", 1, &BOTH)));
+    net.run(SECOND);
+    assert_eq!(net.answer(asked), failed("out", FailureReason::Unreachable), "without waiting for a time-out");
+    net.run(40 * SECOND);
+    net.assert_all_free();
+    assert_eq!(net.summaries().iter().map(|s| s.counters.setups).collect::<Vec<_>>(), [0, 1, 0, 1]);
+
+    // An attempt that fails after the next one was made is no news.
+    net.restart("out");
+    let open = net.tunnel("alice", 2, &["in-out"]);
+    let (now, unix) = (net.now, super::harness::UNIX_START);
+    let node = &mut net.node("in").control;
+    node.on_request(Caller::Client(SERVER), RequestId(1 << 40), Request::Open(open), now, unix);
+    let calls = |node: &mut super::Control| {
+        let mut calls = Vec::new();
+        while let Some(effect) = node.poll() {
+            if let super::Effect::Call { call, .. } = effect {
+                calls.push(call);
+            }
+        }
+        calls
+    };
+    let first = calls(node);
+    node.on_tick(now + 3 * SECOND);
+    let second = calls(node);
+    assert_eq!((first.len(), second.len()), (1, 1));
+    node.on_response(first[0], None, now + 3 * SECOND);
+    assert_eq!((calls(node).len(), node.summary(now).entries), (0, 1));
+    node.on_response(second[0], None, now + 3 * SECOND);
+    assert_eq!(node.summary(now).entries, 0);
+}
+
+#[test]
 fn a_next_hop_that_is_no_neighbour_fails_its_path_only_and_names_who_does_not_know_it() {
     let mut net = net();
     let opened = net.open(net.tunnel("alice", 1, &["in-left-stranger-out", "in-stranger-out", "in-right-out"]));
@@ -246,6 +283,11 @@ fn an_exit_denies_private_addresses_itself_and_other_nodes() {
         net.run(SECOND);
         assert_eq!(net.answer(asked), failed("out", FailureReason::DestinationDenied), "{server}");
     }
+    let Open { kind: SessionKind::Flow { source, .. }, .. } = flow(&net, 0, &BOTH, ip4::TCP, SERVER) else { panic!() };
+    let kind = SessionKind::Flow { protocol: ip4::TCP, source, server: SocketAddrV4::new(SERVER, 25) };
+    let asked = net.ask("in", Request::Open(Open { kind, ..net.tunnel("alice", 8, &BOTH) }));
+    net.run(SECOND);
+    assert_eq!(net.answer(asked), failed("out", FailureReason::DestinationDenied), "mail");
     net.assert_all_free();
     net.open(flow(&net, 9, &BOTH, ip4::TCP, Ipv4Addr::new(192, 168, 7, 1)));
 }
@@ -707,6 +749,7 @@ fn the_first_packet_of_a_tunnels_flow_gets_a_binding_and_goes_on() {
     );
     assert_eq!(punt(&mut net, key(slot, ip4::UDP, 5000), Ipv4Addr::new(192, 0, 2, 9), 0, 3), None, "another server");
     assert_eq!(net.node("out").workers[0].bindings.len(), 1, "the mapping is endpoint-independent");
+    assert_eq!(punt(&mut net, key(slot, ip4::UDP, 5000), Ipv4Addr::new(10, 0, 0, 3), 0, 6), None, "hairpin");
     assert_eq!(punt(&mut net, key(slot, ip4::TCP, 5000), SERVER, tcp::SYN, 4), None);
     assert_eq!(punt(&mut net, key(slot, ip4::ICMP, 5000), SERVER, 0, 5), None);
     let worker = &net.node("out").workers[0];
