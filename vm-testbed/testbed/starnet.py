@@ -172,8 +172,9 @@ def measured(state, topology):
 
 
 def has_session(state, host):
-    """True when the client has an open session with all the paths it asked for."""
-    return bool(show(state, host.name, "sessions"))
+    """True when the client has sessions and the exit answers over all of them."""
+    sessions = show(state, host.name, "sessions")
+    return bool(sessions) and all(session["state"] == "ready" for session in sessions)
 
 
 def wait_for(state, what, condition, progress):
