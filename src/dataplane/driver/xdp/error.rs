@@ -11,8 +11,8 @@ use crate::limits;
 pub enum Error {
     /// A capability is missing.
     #[error(
-        "{what}: not permitted; run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK \
-         (systemd: AmbientCapabilities=)"
+        "{what}: not permitted; run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and \
+         CAP_IPC_LOCK (systemd: AmbientCapabilities=)"
     )]
     Privilege {
         /// What was tried.

@@ -232,7 +232,8 @@ fn packets_come_in_and_go_out_on_two_interfaces_wherever_in_the_frame_they_start
                 let mut expected: Vec<_> = from_other.collect();
                 let back = receive_at_peer(peer, &mut [&mut driver], 100);
                 let mut back: Vec<_> = back.into_iter().map(|packet| packet[6..].to_vec()).collect();
-                (expected.sort(), back.sort());
+                expected.sort();
+                back.sort();
                 assert!(back == expected);
             }
         }

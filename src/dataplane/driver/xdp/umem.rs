@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     fn memory() -> FrameMemory {
-        FrameMemory::new(FRAMES_A_HUGE_PAGE, Pages::Small).unwrap()
+        FrameMemory::new(FRAMES_A_HUGE_PAGE, Pages::Small).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]

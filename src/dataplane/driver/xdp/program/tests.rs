@@ -1,5 +1,5 @@
-//! The XDP program, run by the kernel (BPF_PROG_TEST_RUN) on real packets. Needs CAP_BPF and CAP_NET_ADMIN: without them
-//! every test fails with the text of `Error::Privilege`.
+//! The XDP program, run by the kernel (BPF_PROG_TEST_RUN) on real packets. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN:
+//! without them every test fails with the text of `Error::Privilege`.
 
 use aya::{TestRun, TestRunOptions};
 
@@ -14,8 +14,11 @@ const LAST: u16 = 49999;
 const XDP_PASS: u32 = 2;
 
 fn program() -> Program {
-    let reserved = Reserved { addresses: vec![OURS, ALSO_OURS], ports: FIRST..=LAST };
-    Program::load(&reserved).unwrap_or_else(|error| panic!("{error}"))
+    load(&Reserved { addresses: vec![OURS, ALSO_OURS], ports: FIRST..=LAST })
+}
+
+fn load(reserved: &Reserved) -> Program {
+    Program::load(reserved).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Runs the packet through the program; exactly the one counter must move.
@@ -222,10 +225,8 @@ fn a_packet_cut_short_anywhere_goes_to_the_kernel() {
             let total = (length - ethernet::HEADER_BYTES) as u16;
             short[ethernet::HEADER_BYTES + ip4::TOTAL_LENGTH..][..2].copy_from_slice(&total.to_be_bytes());
             expect(&mut program, &short[..length], Verdict::PassMalformed);
-            if length < whole.len() - 8 {
-                short.resize(whole.len() + 20, 0);
-                expect(&mut program, &short, Verdict::PassMalformed);
-            }
+            short.resize(whole.len() + 20, 0);
+            expect(&mut program, &short, Verdict::PassMalformed);
         }
     }
 }
@@ -251,9 +252,9 @@ fn an_empty_range_and_no_address_take_nothing() {
     let datagram = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
     #[expect(clippy::reversed_empty_ranges)]
     let empty = Reserved { addresses: vec![OURS], ports: 1..=0 };
-    expect(&mut Program::load(&empty).unwrap(), &datagram, Verdict::PassPort);
+    expect(&mut load(&empty), &datagram, Verdict::PassPort);
     let nowhere = Reserved { addresses: vec![], ports: FIRST..=LAST };
-    expect(&mut Program::load(&nowhere).unwrap(), &datagram, Verdict::PassAddress);
+    expect(&mut load(&nowhere), &datagram, Verdict::PassAddress);
 }
 
 #[test]
