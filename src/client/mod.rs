@@ -20,6 +20,8 @@ pub mod planner;
 pub mod routes;
 pub mod session;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 pub mod tun;
 pub mod view;
 

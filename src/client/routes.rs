@@ -79,6 +79,17 @@ fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetli
     }
 }
 
+/// `ip link set lo up`, for tests in a namespace of their own.
+#[cfg(test)]
+pub(super) fn bring_loopback_up() -> io::Result<()> {
+    use netlink_packet_route::link::{LinkFlags, LinkMessage};
+    let mut link = LinkMessage::default();
+    link.header.index = 1;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    ask(RouteNetlinkMessage::SetLink(link), NLM_F_ACK).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
