@@ -6,3 +6,5 @@ pub mod files;
 pub mod messages;
 pub mod quic;
 pub mod token;
+#[cfg(test)]
+mod wire_document;
