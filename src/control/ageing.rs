@@ -141,7 +141,8 @@ impl Control {
             return None;
         }
         let is_at_limit = exit.bindings.len() >= limit_a_session;
-        let is_full = tables.bindings.is_empty() || tables.ports(key.protocol).is_some_and(|ports| ports.is_scarce());
+        let is_full =
+            tables.bindings.is_exhausted() || tables.ports(key.protocol).is_some_and(|ports| ports.is_scarce());
         let stamp = &tables.published.bindings[index];
         // The workers do not follow TCP's states. A closed connection therefore keeps its port as long as an open
         // one, unless ports run short: then those that have been silent for four minutes go first.

@@ -26,6 +26,7 @@ impl Control {
         self.counters.opens += 1;
         if let Err(reason) = self.open(source, id, open, now, unix_seconds) {
             self.counters.opens_failed += 1;
+            tracing::debug!(%source, %reason, "session refused");
             self.refuse(id, reason);
         }
     }
@@ -204,6 +205,7 @@ impl Control {
             });
             let failure = failure.unwrap_or_else(|| self.failure(FailureReason::BadRequest));
             self.counters.opens_failed += 1;
+            tracing::debug!(%failure, "no path of a session could be set up");
             self.close(ct_index, now);
             for id in waiters {
                 self.respond(id, Response::Failed(failure.clone()));
@@ -226,6 +228,7 @@ impl Control {
         let slot = ct_index.slot();
         self.command(worker, Command::SetSlot { slot, generation, role: Role::Entry, fan, up, down: Link::NONE });
         self.counters.opened += 1;
+        tracing::debug!(slot = ct_index.0, "session opened");
         self.respond_opened(ct_index, generation, &waiters);
     }
 

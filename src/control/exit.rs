@@ -85,7 +85,7 @@ impl Control {
             state: State::Open,
             since: now,
             is_free_pending: false,
-            part: Part::Exit(Exit { fan: place.fan, flow_binding, bindings, paths: Default::default() }),
+            part: Part::Exit(Box::new(Exit { fan: place.fan, flow_binding, bindings, paths: Default::default() })),
         };
         self.names.insert(name.clone(), place.ct_index);
         self.workers[worker].put_session(slot, session);

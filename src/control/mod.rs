@@ -282,7 +282,7 @@ impl Control {
 
     /// Takes a slot, and a fan where the role needs one, of the worker with the fewest sessions.
     fn take_slot(&mut self, needs_fan: bool) -> Result<Place, FailureReason> {
-        let has_room = |tables: &Tables| !tables.slots.is_empty() && !(needs_fan && tables.fans.is_empty());
+        let has_room = |tables: &Tables| !(tables.slots.is_exhausted() || needs_fan && tables.fans.is_exhausted());
         if !self.workers.iter().any(has_room) {
             return Err(FailureReason::SlotsExhausted);
         }
@@ -293,7 +293,7 @@ impl Control {
         let tables = &mut self.workers[worker];
         let slot = tables.slots.take().ok_or(FailureReason::SlotsExhausted)?;
         let fan = if needs_fan { tables.fans.take() } else { None };
-        let generation = tables.generations.next(slot);
+        let generation = tables.generations.renew(slot);
         Ok(Place { ct_index: CtIndex::new(worker, slot), generation, fan: fan.unwrap_or(0) })
     }
 }

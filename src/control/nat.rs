@@ -91,7 +91,7 @@ impl Control {
         if tables.is_busy() {
             return Err(Reason::Refused);
         }
-        if tables.bindings.is_empty() {
+        if tables.bindings.is_exhausted() {
             return Err(Reason::TableFull);
         }
         let ports = tables.ports(key.protocol).ok_or(Reason::UnknownProtocol)?;

@@ -139,6 +139,7 @@ impl Control {
 
     /// The slots of sessions on a node that was started anew are gone: their paths over it are, too.
     fn on_peer_restart(&mut self, name: &str, boot_epoch: u64, now: Nanos) {
+        tracing::debug!(node = name, "a neighbour is new, or was started anew");
         let is_old = |hop: &Hop| hop.name == name && hop.boot_epoch != boot_epoch;
         for worker in 0..self.workers.len() {
             for slot in 0..self.workers[worker].sessions.len() as u32 {

@@ -50,7 +50,7 @@ impl Pool {
     }
 
     /// True where none is left.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) fn is_exhausted(&self) -> bool {
         self.used() == self.capacity
     }
 }
@@ -70,7 +70,7 @@ impl Generations {
     }
 
     /// The generation of a new use of `slot`. Never zero, which is what a record that was never written has.
-    pub(super) fn next(&mut self, slot: u32) -> u16 {
+    pub(super) fn renew(&mut self, slot: u32) -> u16 {
         let slot = slot as usize;
         if slot >= self.uses.len() {
             self.uses.resize(slot + 1, self.first);
@@ -89,7 +89,7 @@ mod tests {
     fn every_place_is_given_out_once_and_the_longest_rested_comes_back_first() {
         let mut pool = Pool::new(3);
         assert_eq!([pool.take(), pool.take(), pool.take(), pool.take()], [Some(0), Some(1), Some(2), None]);
-        assert!(pool.is_empty());
+        assert!(pool.is_exhausted());
         pool.give(2);
         pool.give(0);
         assert_eq!(pool.used(), 1);
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn a_reused_slot_has_another_generation_and_none_is_zero() {
         let mut generations = Generations::new(u16::MAX - 1);
-        let seen: Vec<u16> = (0..3).map(|_| generations.next(5)).collect();
+        let seen: Vec<u16> = (0..3).map(|_| generations.renew(5)).collect();
         assert_eq!(seen, [u16::MAX, 1, 2]);
-        assert_eq!(generations.next(4), u16::MAX);
+        assert_eq!(generations.renew(4), u16::MAX);
     }
 }

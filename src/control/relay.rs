@@ -20,6 +20,7 @@ impl Control {
         self.counters.setups += 1;
         if let Err(reason) = self.setup(caller, id, setup, now, unix_seconds) {
             self.counters.setups_failed += 1;
+            tracing::debug!(from = caller, %reason, "path refused");
             self.refuse(id, reason);
         }
     }

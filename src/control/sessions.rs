@@ -73,7 +73,8 @@ pub(super) struct Session {
 pub(super) enum Part {
     Entry(Entry),
     Relay(Relay),
-    Exit(Exit),
+    /// The eight paths make it large; most sessions of a node may be relays.
+    Exit(Box<Exit>),
 }
 
 /// The entry's part.

@@ -79,6 +79,7 @@ impl Control {
         if session.state == State::Ageing {
             session.state = State::Closing;
             self.counters.aged += 1;
+            tracing::debug!(slot = ct_index.0, "session aged out");
             self.leave(ct_index, now);
         }
         let bindings = match self.session(ct_index).map(|session| &session.part) {
