@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 it failed while running, 2 the command line or a file it names is wrong. A failure is
 //! one line on stderr: `starnet: …`.
 
+mod cert;
 mod doctor;
 mod log;
 mod show;
@@ -17,7 +18,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::config_file::ConfigError;
+use crate::node::{self, NodeError};
 
 /// A packet relay appliance: carries IP packets over several paths at once, AF_XDP in, AF_XDP out.
 #[derive(Parser, Debug)]
@@ -32,6 +33,15 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Run a node: entry, relay or exit (needs root)
+    Node {
+        /// Its TOML file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Make certificates for a small deployment
+    #[command(subcommand)]
+    Cert(cert::Command),
     /// Make the key that tokens are signed with, and issue tokens to clients
     #[command(subcommand)]
     Token(token::Command),
@@ -58,9 +68,9 @@ impl Failure {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::Usage(error.to_string())
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Self {
+        if error.is_configuration() { Self::Usage(error.to_string()) } else { Self::runtime(error) }
     }
 }
 
@@ -73,6 +83,8 @@ pub fn main() -> ExitCode {
     };
     log::start(arguments.verbose);
     finish(match arguments.command {
+        Command::Node { config } => node::run(&config).map_err(Failure::from),
+        Command::Cert(command) => cert::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Show(arguments) => show::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
@@ -132,8 +144,8 @@ mod tests {
     #[test]
     fn a_usage_error_is_one_line() {
         assert_eq!(
-            refusal(&["token", "issue"]),
-            "the following required arguments were not provided: --client <NAME> (see starnet --help)"
+            refusal(&["node"]),
+            "the following required arguments were not provided: --config <FILE> (see starnet --help)"
         );
         assert_eq!(refusal(&["frobnicate"]), "unrecognized subcommand 'frobnicate' (see starnet --help)");
         assert_eq!(refusal(&[]), "no command was given (see starnet --help)");

@@ -60,6 +60,8 @@ pub struct NodeConfig {
     pub workers: usize,
     /// What a worker does without packets.
     pub idle: IdlePolicy,
+    /// Workers and control core each keep to one processor.
+    pub pin: bool,
     /// The operator's UNIX socket.
     pub socket: PathBuf,
     /// Files of its identity.
@@ -173,6 +175,7 @@ struct NodeTable {
     workers: Option<Spanned<usize>>,
     #[serde(default)]
     idle: IdlePolicy,
+    pin: Option<bool>,
     socket: Option<Spanned<String>>,
 }
 
@@ -247,6 +250,7 @@ impl NodeConfig {
             roles: read_roles(file, &node.roles)?,
             workers,
             idle: node.idle,
+            pin: node.pin.unwrap_or(true),
             socket,
             tls: TlsFiles {
                 ca: file.existing_file("tls.ca", &tls.ca)?,

@@ -54,7 +54,7 @@ impl PortClaim {
         let failed = |error| ClaimError::Directory { directory: directory.to_owned(), error };
         fs::create_dir_all(directory).map_err(failed)?;
         // One at a time: between looking for others and writing our own, nobody may do the same.
-        let gate = File::create(directory.join(".lock")).map_err(failed)?;
+        let gate = File::open(directory).map_err(failed)?;
         gate.lock().map_err(failed)?;
 
         let prefix = format!("{}-{address}-", network_namespace().map_err(failed)?);
@@ -143,7 +143,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap());
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, [".lock"]);
+        assert_eq!(names.len(), 0, "{names:?}");
         PortClaim::new(folder.path(), "fra2", ADDRESS, range("40000-49999")).unwrap();
     }
 

@@ -2,12 +2,16 @@
 //!
 //! The JSON has raw numbers with the unit in the field's name; the columns are for reading and may round.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::table::{self, Table};
+use crate::control::{PeerView, SessionView, Summary};
 
 /// What can be asked of a node's or a control centre's socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
@@ -68,17 +72,17 @@ pub struct NodeView {
     /// Seconds since its start.
     pub uptime_s: u64,
     /// The address others see.
-    pub address: String,
+    pub address: Ipv4Addr,
     /// UDP port of relay packets.
     pub data_port: u16,
     /// NAT ports, `FIRST-LAST`.
     pub nat_ports: String,
     /// Where it answers control messages.
-    pub control: String,
+    pub control: SocketAddrV4,
     /// What it is willing to be.
     pub roles: Vec<String>,
     /// The control centre.
-    pub controller: String,
+    pub controller: SocketAddrV4,
     /// True while the control centre answers.
     pub is_registered: bool,
     /// Random at each start.
@@ -93,8 +97,6 @@ pub struct NodeView {
     pub cores: Vec<Option<usize>>,
     /// Milliseconds since the control core last went round its loop.
     pub control_core_age_ms: u64,
-    /// Neighbour nodes.
-    pub peers: usize,
     /// Conntrack slots in use.
     pub slots_used: u64,
     /// Conntrack slots there are.
@@ -103,6 +105,8 @@ pub struct NodeView {
     pub bindings_used: u64,
     /// NAT bindings there are.
     pub bindings: u64,
+    /// What the control core says; none: it did not answer in time.
+    pub control_core: Option<Summary>,
 }
 
 /// An interface of the node.
@@ -197,6 +201,53 @@ pub struct LatencyView {
     pub max_ns: u64,
 }
 
+impl WorkerView {
+    /// Adds the counters of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.sweeps += other.sweeps;
+        self.busy_sweeps += other.busy_sweeps;
+        self.received += other.received;
+        self.received_bytes += other.received_bytes;
+        self.injected += other.injected;
+        self.sent += other.sent;
+        self.sent_bytes += other.sent_bytes;
+        self.dropped += other.dropped;
+        self.consumed += other.consumed;
+        self.punted += other.punted;
+        self.handed_off += other.handed_off;
+        self.commands += other.commands;
+        self.waiting += other.waiting;
+        self.slots_used += other.slots_used;
+        self.bindings_used += other.bindings_used;
+        self.kernel_rx_dropped += other.kernel_rx_dropped;
+        self.kernel_fill_empty += other.kernel_fill_empty;
+    }
+}
+
+/// One path of one session at this node. What arrived over it is known where paths merge: at the exit of packets
+/// from the client, at the entry of packets to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PathRow {
+    /// First eight hexadecimal digits of the session's number.
+    pub session: String,
+    /// What this node is in it.
+    pub role: String,
+    /// Number of the path.
+    pub path: u8,
+    /// The node towards the client; none at an entry.
+    pub upstream: Option<String>,
+    /// The node towards the server; none at an exit, or before it has answered.
+    pub downstream: Option<String>,
+    /// Authentic packets that arrived over it, duplicates of other paths included.
+    pub received: Option<u64>,
+    /// Packets of which this path brought the first copy.
+    pub first: Option<u64>,
+    /// Packets of the session that did not (yet) arrive over it.
+    pub missing: Option<u64>,
+    /// Why it is not in use.
+    pub failure: Option<String>,
+}
+
 /// Leaves out what is zero throughout: drop counters, edges nothing took, times nothing was measured of.
 pub fn without_zeroes(topic: Topic, value: Value) -> Value {
     let is_kept = |item: &Value, field: &str| item[field].as_u64() != Some(0);
@@ -224,7 +275,10 @@ pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
         Topic::Graph => graph(&read::<Vec<GraphNodeView>>(value)?),
         Topic::Drops => drops(&read::<Vec<DropView>>(value)?),
         Topic::Latency => latency(&read::<Vec<LatencyView>>(value)?),
-        Topic::Sessions | Topic::Paths | Topic::Peers | Topic::Topology | Topic::Nodes => String::new(),
+        Topic::Sessions => sessions(&read::<Vec<SessionView>>(value)?),
+        Topic::Paths => paths(&read::<Vec<PathRow>>(value)?),
+        Topic::Peers => peers(&read::<Vec<PeerView>>(value)?),
+        Topic::Topology | Topic::Nodes => String::new(),
     })
 }
 
@@ -241,7 +295,7 @@ fn node(view: &NodeView) -> String {
     );
     row("address", format!("{}, data port {}, NAT ports {}", view.address, view.data_port, view.nat_ports));
     row("roles", view.roles.join(", "));
-    row("control", view.control.clone());
+    row("control", view.control.to_string());
     let state = if view.is_registered { "registered" } else { "not answering" };
     row("controller", format!("{}, {state}", view.controller));
     row("boot epoch", view.boot_epoch.clone());
@@ -251,10 +305,33 @@ fn node(view: &NodeView) -> String {
     row("frames in", if view.is_hugepages { "hugepages" } else { "4 KiB pages" }.to_owned());
     let cores: Vec<String> = view.cores.iter().map(|core| core_name(*core)).collect();
     row("workers", format!("{}, on core {}, idle policy {}", view.cores.len(), cores.join(" "), view.idle));
-    row("control core", format!("last went round {} ms ago", view.control_core_age_ms));
-    row("peers", view.peers.to_string());
     row("slots", format!("{} of {} used", view.slots_used, view.slots));
     row("bindings", format!("{} of {} used", view.bindings_used, view.bindings));
+    row("control core", format!("last went round {} ms ago", view.control_core_age_ms));
+    match &view.control_core {
+        None => row("", "did not answer in time".to_owned()),
+        Some(core) => {
+            row("peers", core.peers.to_string());
+            row(
+                "sessions",
+                format!("{} as entry, {} as exit, {} paths as relay", core.entries, core.exits, core.relays),
+            );
+            let counters = &core.counters;
+            row(
+                "since start",
+                format!(
+                    "{} opens ({} failed), {} setups ({} failed), {} sessions aged, {} bindings made ({} refused)",
+                    counters.opens,
+                    counters.opens_failed,
+                    counters.setups,
+                    counters.setups_failed,
+                    counters.aged,
+                    counters.bindings_made,
+                    counters.bindings_refused,
+                ),
+            );
+        }
+    }
     table.to_string()
 }
 
@@ -356,6 +433,99 @@ fn latency(views: &[LatencyView]) -> String {
         table.row([view.what.clone(), view.count.to_string(), p50, p90, p99, p999, max]);
     }
     if table.is_empty() { "no packet was measured yet\n".to_owned() } else { table.to_string() }
+}
+
+fn sessions(views: &[SessionView]) -> String {
+    let mut table = Table::new([
+        "session",
+        "role",
+        "state",
+        "carries",
+        "client",
+        "entry",
+        ">slot",
+        ">paths",
+        ">packets",
+        ">bytes",
+        ">bindings",
+        ">idle",
+    ]);
+    for view in views {
+        let usable = view.paths.iter().filter(|path| path.failure.is_none()).count();
+        table.row([
+            view.session.clone(),
+            view.role.clone(),
+            view.state.clone(),
+            view.kind.clone(),
+            view.client.clone(),
+            view.entry.clone(),
+            format!("{}/{}", view.ct_index.worker(), view.ct_index.slot()),
+            format!("{usable} of {}", view.paths.len()),
+            view.packets.to_string(),
+            table::bytes(view.bytes),
+            view.bindings.to_string(),
+            table::nanoseconds(view.idle_ms * crate::MILLISECOND),
+        ]);
+    }
+    if table.is_empty() { "no sessions\n".to_owned() } else { table.to_string() }
+}
+
+fn paths(rows: &[PathRow]) -> String {
+    let mut table = Table::new([
+        "session",
+        "role",
+        ">path",
+        "upstream",
+        "downstream",
+        ">received",
+        ">first here",
+        ">missing",
+        "state",
+    ]);
+    let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    let name = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    for row in rows {
+        table.row([
+            row.session.clone(),
+            row.role.clone(),
+            row.path.to_string(),
+            name(&row.upstream),
+            name(&row.downstream),
+            number(row.received),
+            number(row.first),
+            number(row.missing),
+            row.failure.clone().unwrap_or_else(|| "in use".to_owned()),
+        ]);
+    }
+    if table.is_empty() { "no paths\n".to_owned() } else { table.to_string() }
+}
+
+fn peers(views: &[PeerView]) -> String {
+    let mut table = Table::new(["node", "address", "state", ">probes", ">rtt min", ">p50", ">p99", ">jitter", ">loss"]);
+    for view in views {
+        let state = match (view.is_active, view.is_resolved) {
+            (false, _) => "gone",
+            (true, false) => "unresolved",
+            (true, true) => "up",
+        };
+        let quality = &view.quality;
+        let time = |micros: u32| match quality.probes {
+            0 => "-".to_owned(),
+            _ => table::nanoseconds(u64::from(micros) * 1_000),
+        };
+        table.row([
+            view.name.clone(),
+            view.address.to_string(),
+            state.to_owned(),
+            quality.probes.to_string(),
+            time(quality.rtt_min_us),
+            time(quality.rtt_p50_us),
+            time(quality.rtt_p99_us),
+            time(quality.jitter_us),
+            format!("{:.1}%", quality.loss * 100.0),
+        ]);
+    }
+    if table.is_empty() { "no peers\n".to_owned() } else { table.to_string() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,259 @@
+//! The thread of the control core: carries what happens to [`Control`], and what it decides to where it belongs.
+//!
+//! It sleeps while nothing happens; workers unpark it when they have events, everyone else by [`ControlSender`].
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use super::{
+    clock::NodeClock,
+    views::{self, PathsQuestion},
+    worker_thread::Doorbell,
+};
+use crate::{
+    MILLISECOND, Nanos,
+    control::{CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary},
+    dataplane::command::{Command, Event},
+    rpc::{
+        messages::{Neighbours, NodeName, Report, Request, Response},
+        quic::Responder,
+        token,
+    },
+    telemetry::show::Topic,
+};
+
+/// Time between two ticks of the control core.
+const TICK_INTERVAL: Nanos = 10 * MILLISECOND;
+
+/// Events of one worker taken before the others', and inputs taken before events again.
+const BATCH: usize = 256;
+
+/// How long workers may take to report on their fans; what has come until then is shown.
+const PATHS_PATIENCE: Nanos = 500 * MILLISECOND;
+
+/// What reaches the control core from other threads than the workers'.
+pub(super) enum Input {
+    /// A request came in.
+    Request { caller: Caller, request: Request, responder: Responder },
+    /// A request of ours was answered, or failed.
+    Answer { call: CallId, response: Option<Response> },
+    /// The kernel changed.
+    Kernel(KernelEvent),
+    /// The control centre spoke.
+    Neighbours(Neighbours),
+    /// What the probes measured is wanted, for the control centre.
+    Report(oneshot::Sender<Report>),
+    /// The node at a glance is wanted.
+    Summary(oneshot::Sender<Summary>),
+    /// The operator wants to see something else.
+    Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
+    /// The node ends.
+    Stop,
+}
+
+/// A request to another node, to be made by the network thread.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) call: CallId,
+    pub(super) to: NodeName,
+    pub(super) address: SocketAddrV4,
+    pub(super) request: Request,
+}
+
+/// Sends to the control core from any thread.
+#[derive(Clone)]
+pub(super) struct ControlSender {
+    inputs: Sender<Input>,
+    thread: Arc<OnceLock<Thread>>,
+}
+
+impl ControlSender {
+    /// Never blocks. What is sent to a control core that has ended is dropped.
+    pub(super) fn send(&self, input: Input) {
+        let _ = self.inputs.send(input);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Tells which thread to unpark from now on.
+    pub(super) fn attach(&self, thread: &Thread) {
+        let _ = self.thread.set(thread.clone());
+    }
+}
+
+/// A sender and the end to hand to [`ControlThread`].
+pub(super) fn inputs() -> (ControlSender, Receiver<Input>) {
+    let (inputs, receiver) = channel();
+    (ControlSender { inputs, thread: Arc::default() }, receiver)
+}
+
+/// The control core's ends of a worker's rings.
+pub(super) struct WorkerLink {
+    pub(super) commands: rtrb::Producer<Command>,
+    pub(super) events: rtrb::Consumer<Event>,
+    pub(super) doorbell: Doorbell,
+}
+
+/// All that the control core's thread needs.
+pub(super) struct ControlThread {
+    pub(super) control: Control,
+    pub(super) clock: NodeClock,
+    /// By worker number.
+    pub(super) workers: Vec<WorkerLink>,
+    pub(super) inputs: Receiver<Input>,
+    pub(super) calls: UnboundedSender<Call>,
+    /// Has the kernel resolve a neighbour of an interface.
+    pub(super) resolve: Box<dyn FnMut(u8, Ipv4Addr) + Send>,
+    /// When it last went round its loop.
+    pub(super) heartbeat: Arc<AtomicU64>,
+    pub(super) waiting: Waiting,
+}
+
+/// Who waits for an answer of the control core.
+#[derive(Default)]
+pub(super) struct Waiting {
+    number_next: u64,
+    requests: HashMap<RequestId, Responder>,
+    paths: Vec<PathsQuestion>,
+}
+
+impl Waiting {
+    fn number(&mut self) -> RequestId {
+        self.number_next += 1;
+        RequestId(self.number_next)
+    }
+}
+
+impl ControlThread {
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let mut tick_next = 0;
+        loop {
+            let now = self.clock.now();
+            self.heartbeat.store(now, Relaxed);
+            let events = self.take_events(now);
+            let Some(inputs) = self.take_inputs(now) else { return };
+            if now >= tick_next {
+                self.control.on_tick(now);
+                tick_next = now + TICK_INTERVAL;
+            }
+            let effects = self.execute();
+            self.answer_paths(now);
+            if events + inputs + effects == 0 {
+                thread::park_timeout(Duration::from_nanos(tick_next.saturating_sub(now)));
+            }
+        }
+    }
+
+    fn take_events(&mut self, now: Nanos) -> usize {
+        let mut count = 0;
+        for (number, worker) in self.workers.iter_mut().enumerate() {
+            for _ in 0..BATCH {
+                let Ok(event) = worker.events.pop() else { break };
+                self.control.on_event(number, event, now);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// How many; `None` where the node ends.
+    fn take_inputs(&mut self, now: Nanos) -> Option<usize> {
+        for count in 0..BATCH {
+            match self.inputs.try_recv() {
+                Ok(Input::Stop) | Err(TryRecvError::Disconnected) => return None,
+                Ok(input) => self.take_input(input, now),
+                Err(TryRecvError::Empty) => return Some(count),
+            }
+        }
+        Some(BATCH)
+    }
+
+    fn take_input(&mut self, input: Input, now: Nanos) {
+        match input {
+            Input::Request { caller, request, responder } => {
+                let id = self.waiting.number();
+                self.waiting.requests.insert(id, responder);
+                self.control.on_request(caller, id, request, now, token::unix_seconds());
+            }
+            Input::Answer { call, response } => self.control.on_response(call, response, now),
+            Input::Kernel(event) => self.control.on_kernel(event, now),
+            Input::Neighbours(neighbours) => self.control.on_neighbours(neighbours, now),
+            Input::Report(answer) => {
+                let _ = answer.send(self.control.report());
+            }
+            Input::Summary(answer) => {
+                let _ = answer.send(self.control.summary(now));
+            }
+            Input::Show { topic: Topic::Paths, answer } => {
+                let mut question = PathsQuestion::new(self.control.sessions(now), answer, now + PATHS_PATIENCE);
+                for ct_index in question.merging() {
+                    let id = self.waiting.number();
+                    if self.control.read_paths(id, ct_index) {
+                        question.wait_for(id, ct_index);
+                    }
+                }
+                self.waiting.paths.push(question);
+            }
+            Input::Show { topic, answer } => {
+                let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic, now));
+            }
+            Input::Stop => {}
+        }
+    }
+
+    /// Does what the control core decided; how much that was.
+    fn execute(&mut self) -> usize {
+        for (number, worker) in self.workers.iter().enumerate() {
+            self.control.set_command_room(number, worker.commands.slots());
+        }
+        let mut told = [false; crate::limits::WORKERS_MAX];
+        let mut count = 0;
+        while let Some(effect) = self.control.poll() {
+            count += 1;
+            match effect {
+                Effect::Command { worker, command } => {
+                    let pushed = self.workers[worker].commands.push(command);
+                    debug_assert!(pushed.is_ok(), "the control core was told how much room there is");
+                    told[worker] = true;
+                }
+                Effect::Respond { request, response } => {
+                    if let Some(responder) = self.waiting.requests.remove(&request) {
+                        responder.respond(response);
+                    }
+                }
+                Effect::Call { call, to, address, request } => {
+                    // Fails only while the node ends.
+                    let _ = self.calls.send(Call { call, to, address, request });
+                }
+                Effect::Resolve { interface, address } => (self.resolve)(interface, address),
+                Effect::FanReport { request, report } => {
+                    self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
+                }
+            }
+        }
+        for (worker, _) in self.workers.iter().zip(told).filter(|(_, is_told)| *is_told) {
+            worker.doorbell.ring();
+        }
+        count
+    }
+
+    fn answer_paths(&mut self, now: Nanos) {
+        for question in self.waiting.paths.extract_if(.., |question| question.is_ready(now)) {
+            question.answer();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The thread of everything that waits for sockets: control messages in and out, the control centre, the operator.
+//! One tokio runtime in one thread; it decides nothing.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, oneshot},
+    time::{self, Instant, MissedTickBehavior},
+};
+
+use super::{
+    config::NodeConfig,
+    control_thread::{Call, ControlSender, Input},
+    views::Facts,
+};
+use crate::{
+    rpc::{
+        cert::{ServerIdentity, Tls},
+        messages::{FailureReason, Register, Request, Response},
+        quic::{Incoming, ListenError, Pool, Server},
+    },
+    telemetry::{operator::OperatorSocket, show::Topic},
+};
+
+/// How long another node or the control centre may take to answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time between two reports to the control centre.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the control core may take to answer an operator.
+const CORE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The sockets of a node, bound, with the runtime that serves them.
+pub(super) struct Network {
+    runtime: Runtime,
+    server: Server,
+    incoming: mpsc::Receiver<Incoming>,
+    pool: Pool,
+    operator: OperatorSocket,
+}
+
+/// Why a node's sockets could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No runtime.
+    #[error("cannot start the network runtime: {0}")]
+    Runtime(io::Error),
+    /// The control address.
+    #[error("node.control: {0}")]
+    Control(#[from] ListenError),
+    /// Calls to others.
+    #[error("cannot make calls to other nodes: {0}")]
+    Pool(io::Error),
+    /// The operator's socket.
+    #[error("node.socket: {0}")]
+    Operator(io::Error),
+}
+
+impl Network {
+    /// Binds the control address and the operator's socket. Nothing is answered before [`Network::run`].
+    pub(super) fn bind(config: &NodeConfig, tls: &Tls) -> Result<Self, NetworkError> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NetworkError::Runtime)?;
+        let guard = runtime.enter();
+        let (server, incoming) = Server::listen(config.control, tls)?;
+        let pool = Pool::sharing(&server, tls).map_err(NetworkError::Pool)?;
+        let operator = OperatorSocket::bind(&config.socket).map_err(NetworkError::Operator)?;
+        drop(guard);
+        Ok(Self { runtime, server, incoming, pool, operator })
+    }
+
+    /// Serves until `stop` is sent or dropped, then tells every peer and removes the operator's socket.
+    pub(super) fn run(
+        self,
+        control: &ControlSender,
+        calls: mpsc::UnboundedReceiver<Call>,
+        register: Register,
+        facts: &Arc<Facts>,
+        stop: oneshot::Receiver<()>,
+    ) {
+        let Self { runtime, server, incoming, pool, operator } = self;
+        runtime.block_on(async {
+            let answer = {
+                let (control, facts) = (control.clone(), Arc::clone(facts));
+                move |topic| show(topic, control.clone(), Arc::clone(&facts))
+            };
+            tokio::select! {
+                _ = stop => {}
+                () = pass_requests(incoming, control) => {}
+                () = make_calls(calls, &pool, control) => {}
+                () = keep_registered(&pool, register, facts, control) => {}
+                () = operator.serve(answer) => {}
+            }
+            pool.close();
+            server.close().await;
+        });
+    }
+}
+
+async fn pass_requests(mut incoming: mpsc::Receiver<Incoming>, control: &ControlSender) {
+    while let Some(Incoming { caller, request, responder }) = incoming.recv().await {
+        control.send(Input::Request { caller, request, responder });
+    }
+}
+
+async fn make_calls(mut calls: mpsc::UnboundedReceiver<Call>, pool: &Pool, control: &ControlSender) {
+    while let Some(Call { call, to, address, request }) = calls.recv().await {
+        let (pool, control) = (pool.clone(), control.clone());
+        tokio::spawn(async move {
+            let result = pool.call(&ServerIdentity::Node(to), address, &request, CALL_TIMEOUT).await;
+            let response = result.inspect_err(|error| tracing::debug!("{error}")).ok();
+            control.send(Input::Answer { call, response });
+        });
+    }
+}
+
+/// Presents the node to the control centre, then reports to it each second. While it is away the node goes on with
+/// what it knows; one log line says so, and one that it is back.
+async fn keep_registered(pool: &Pool, register: Register, facts: &Facts, control: &ControlSender) {
+    let address = facts.config.controller;
+    let mut interval = time::interval_at(Instant::now(), REPORT_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What was logged last, so that it is not said each second.
+    let mut trouble: Option<String> = None;
+    let mut is_known = false;
+    loop {
+        interval.tick().await;
+        let request = match is_known {
+            true => match report(control).await {
+                Some(report) => report,
+                None => continue,
+            },
+            false => Request::Register(register.clone()),
+        };
+        let result = pool.call(&ServerIdentity::Controller, address, &request, CALL_TIMEOUT).await;
+        let new_trouble = match result {
+            Ok(Response::Neighbours(neighbours)) => {
+                if !is_known || trouble.is_some() {
+                    tracing::info!(controller = %address, neighbours = neighbours.nodes.len(), "registered");
+                }
+                is_known = true;
+                control.send(Input::Neighbours(neighbours));
+                None
+            }
+            Ok(Response::Failed(failure)) if is_known && failure.reason == FailureReason::UnknownNode => {
+                tracing::info!(controller = %address, "the control centre does not know this node any more: registering anew");
+                is_known = false;
+                interval.reset_immediately();
+                continue;
+            }
+            Ok(Response::Failed(failure)) => Some(failure.to_string()),
+            Ok(_) => Some("the control centre gave an answer of another kind".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        facts.is_registered.store(new_trouble.is_none(), Relaxed);
+        if let Some(why) = &new_trouble
+            && trouble.is_none()
+        {
+            tracing::warn!("{why}; going on with what is known, and trying again each second");
+        }
+        trouble = new_trouble;
+    }
+}
+
+async fn report(control: &ControlSender) -> Option<Request> {
+    let (sender, receiver) = oneshot::channel();
+    control.send(Input::Report(sender));
+    receiver.await.ok().map(Request::Report)
+}
+
+/// Answers an operator.
+async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Result<Value, String> {
+    let topic = Topic::from_name(&topic).ok_or_else(|| format!("'{topic}' is not something that a node shows"))?;
+    if let Some(answer) = facts.show(topic) {
+        return answer;
+    }
+    if topic == Topic::Node {
+        let (sender, receiver) = oneshot::channel();
+        control.send(Input::Summary(sender));
+        let summary = time::timeout(CORE_TIMEOUT, receiver).await;
+        return facts.node(summary.ok().and_then(Result::ok));
+    }
+    let (answer, receiver) = oneshot::channel();
+    control.send(Input::Show { topic, answer });
+    match time::timeout(CORE_TIMEOUT, receiver).await {
+        Ok(Ok(answer)) => answer,
+        _ => Err("the control core did not answer in time; `starnet show workers` works without it".to_owned()),
+    }
+}

@@ -1,0 +1,380 @@
+//! A node from its start to its end.
+//!
+//! What can be refused is refused first: the file, the ports, the addresses, the sockets. Then the XDP program goes
+//! on the interfaces, and last the threads start. The end is the same backwards; a process that is killed leaves
+//! at most its operator's socket and claim, which the next one sweeps.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::oneshot;
+
+use super::{
+    RUN_DIRECTORY,
+    clock::NodeClock,
+    config::NodeConfig,
+    control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
+    cores,
+    kernel::{self, KernelError, KernelMirror},
+    network_thread::{Network, NetworkError},
+    port_claim::{ClaimError, PortClaim},
+    views::Facts,
+    worker_thread::{Doorbell, WorkerThread},
+};
+use crate::{
+    config_file::ConfigError,
+    control::{Control, ControlConfig},
+    dataplane::{
+        driver::xdp::{self, AttachedInterface, Pages, Reserved, Waker, XdpDriver},
+        forwarding::{Identity, Interface},
+        handoff,
+        published::Published,
+        worker::{Rings, Worker, WorkerConfig},
+    },
+    limits,
+    rpc::{
+        cert::{Tls, node_dns_name},
+        files::FileError,
+    },
+    telemetry::show::InterfaceView,
+};
+
+/// Why a node did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its file is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its ports are another node's.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Its certificate or key is wrong.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// Its address is not this machine's.
+    #[error("node.address: {address} is not an address of this machine; add it: ip address add {address}/32 dev lo")]
+    NotLocal {
+        /// As configured.
+        address: Ipv4Addr,
+    },
+    /// The kernel could not be asked about interfaces and routes.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The sockets of its control messages.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The AF_XDP driver.
+    #[error(transparent)]
+    Driver(#[from] xdp::Error),
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}")]
+    Signals(#[from] ctrlc::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// A thread ended although it was not told to.
+    #[error("the {0} thread ended unexpectedly; this is a defect, please report it with the log")]
+    Ended(String),
+}
+
+impl NodeError {
+    /// True where the configuration is to be corrected, false where it failed while running.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Claim(ClaimError::Taken { .. }) | Self::Files(_) | Self::NotLocal { .. })
+    }
+}
+
+/// What ends a node.
+enum End {
+    Signal,
+    Thread(String),
+}
+
+/// Runs the node that the file at `path` describes until a signal (SIGINT, SIGTERM, SIGHUP) ends it.
+pub fn run(path: &Path) -> Result<(), NodeError> {
+    let config = NodeConfig::load(path)?;
+    let (end, ended) = mpsc::channel();
+    let signal = end.clone();
+    ctrlc::set_handler(move || drop(signal.send(End::Signal)))?;
+
+    let ports = config.ports;
+    let _claim = PortClaim::new(&Path::new(RUN_DIRECTORY).join("ports"), &config.name, config.address, ports)?;
+    if !kernel::local_addresses()?.contains(&config.address) {
+        return Err(NodeError::NotLocal { address: config.address });
+    }
+    let tls = Tls::load(&config.tls.ca, &config.tls.certificate, &config.tls.key, &node_dns_name(&config.name))?;
+    let network = Network::bind(&config, &tls)?;
+    let (control, inputs) = control_thread::inputs();
+    let to_control = control.clone();
+    let (kernel, interfaces) =
+        KernelMirror::start(&config.interfaces, move |event| to_control.send(Input::Kernel(event)))?;
+    let _reserved = kernel::reserve_ports(ports.first, ports.last);
+
+    let reserved = Reserved { addresses: vec![config.address], ports: ports.first..=ports.last };
+    let mut attached = Vec::new();
+    for name in &config.interfaces {
+        attached.push(AttachedInterface::attach(name, &reserved)?);
+    }
+    let mut drivers = Vec::new();
+    for worker in 0..config.workers {
+        drivers.push(XdpDriver::open(worker, config.workers, &mut attached, config.limits.frames)?);
+    }
+
+    let name = config.name.clone();
+    let node = Threads::start(config, interfaces, &attached, drivers, kernel, network, (control, inputs), &end)?;
+    tracing::info!(node = name, "running");
+    let end = ended.recv().unwrap_or(End::Signal);
+    tracing::info!(node = name, "ending");
+    node.stop();
+    drop(attached);
+    match end {
+        End::Signal => Ok(()),
+        End::Thread(name) => Err(NodeError::Ended(name)),
+    }
+}
+
+/// The threads of a running node.
+struct Threads {
+    is_stopping: Arc<AtomicBool>,
+    doorbells: Vec<Doorbell>,
+    workers: Vec<JoinHandle<()>>,
+    control: ControlSender,
+    control_thread: JoinHandle<()>,
+    stop_network: oneshot::Sender<()>,
+    network_thread: JoinHandle<()>,
+}
+
+impl Threads {
+    #[allow(clippy::too_many_arguments, reason = "called once, with what the start has gathered")]
+    fn start(
+        config: NodeConfig,
+        interfaces: Vec<Interface>,
+        attached: &[AttachedInterface],
+        drivers: Vec<(XdpDriver, Waker)>,
+        kernel: kernel::KernelHandle,
+        network: Network,
+        (control, inputs): (ControlSender, mpsc::Receiver<Input>),
+        end: &mpsc::Sender<End>,
+    ) -> Result<Self, NodeError> {
+        let clock = NodeClock::start();
+        let seeds = Seeds::draw();
+        let identity = identity(&config, seeds.probe_key);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let is_hugepages = drivers.iter().all(|(driver, _)| driver.pages() == Pages::Huge);
+        let published: Vec<Arc<Published>> = drivers
+            .iter()
+            .map(|_| Arc::new(Published::new(config.limits.slots as usize, config.limits.bindings as usize)))
+            .collect();
+        let doorbells: Vec<Doorbell> = drivers
+            .iter()
+            .zip(&published)
+            .map(|((_, waker), published)| {
+                let waker = waker.clone();
+                Doorbell::new(Arc::clone(published), move || waker.wake())
+            })
+            .collect();
+        let placement = config.pin.then(|| {
+            let names: Vec<&str> = config.interfaces.iter().map(String::as_str).collect();
+            cores::place(config.workers, &names)
+        });
+        let cores: Vec<Option<usize>> =
+            (0..config.workers).map(|worker| placement.as_ref().map(|placement| placement.workers[worker])).collect();
+
+        let mut links = Vec::new();
+        let mut workers = Vec::new();
+        for (((index, (driver, _)), handoff), published) in
+            drivers.into_iter().enumerate().zip(handoff::mesh(config.workers)).zip(&published)
+        {
+            let (commands, worker_commands) = rtrb::RingBuffer::new(limits::COMMAND_RING);
+            let (worker_events, events) = rtrb::RingBuffer::new(limits::EVENT_RING);
+            links.push(WorkerLink { commands, events, doorbell: doorbells[index].clone() });
+            let worker = WorkerConfig {
+                index,
+                identity,
+                slots: config.limits.slots,
+                fans: config.limits.sessions,
+                bindings: config.limits.bindings,
+                hash_key: seeds.hash_key,
+                clock: clock.raw_clock().clone(),
+            };
+            let rings = Rings { commands: worker_commands, events: worker_events, handoff };
+            workers.push(Worker::new(worker, driver, rings, Arc::clone(published)));
+        }
+
+        let now = clock.now();
+        let heartbeat = Arc::new(AtomicU64::new(now));
+        let core = Control::new(control_config(&config, identity, interfaces, &seeds), published.clone(), now);
+        let register = core.register();
+        let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
+        let facts = Arc::new(Facts {
+            clock: clock.clone(),
+            started: now,
+            boot_epoch: seeds.boot_epoch,
+            interfaces: attached.iter().map(interface_view).collect(),
+            is_hugepages,
+            cores: cores.clone(),
+            published: published.clone(),
+            heartbeat: Arc::clone(&heartbeat),
+            is_registered: AtomicBool::new(false),
+            config,
+        });
+
+        let control_loop = ControlThread {
+            control: core,
+            clock: clock.clone(),
+            workers: links,
+            inputs,
+            calls,
+            resolve: Box::new(move |interface, address| kernel.resolve(interface, address)),
+            heartbeat,
+            waiting: Waiting::default(),
+        };
+        let spawn = Spawner { end: end.clone(), is_stopping: Arc::clone(&is_stopping) };
+        let control_core = placement.map(|placement| placement.control);
+        let control_thread = spawn.spawn("control", move || {
+            if let Some(core) = control_core {
+                cores::pin("control", core);
+            }
+            control_loop.run();
+        })?;
+        control.attach(control_thread.thread());
+
+        let mut worker_threads = Vec::new();
+        for (((number, worker), published), core) in workers.into_iter().enumerate().zip(published).zip(cores) {
+            let thread = WorkerThread {
+                worker,
+                published,
+                idle: facts.config.idle,
+                clock: clock.clone(),
+                doorbells: doorbells.clone(),
+                control: control_thread.thread().clone(),
+                is_stopping: Arc::clone(&is_stopping),
+            };
+            let name = format!("worker-{number}");
+            worker_threads.push(spawn.spawn(&name.clone(), move || {
+                if let Some(core) = core {
+                    cores::pin(&name, core);
+                }
+                thread.run();
+            })?);
+        }
+        let (stop_network, stopped) = oneshot::channel();
+        let to_control = control.clone();
+        let network_thread =
+            spawn.spawn("network", move || network.run(&to_control, calls_made, register, &facts, stopped))?;
+        Ok(Self {
+            is_stopping,
+            doorbells,
+            workers: worker_threads,
+            control,
+            control_thread,
+            stop_network,
+            network_thread,
+        })
+    }
+
+    /// Ends every thread: first no new requests, then no control core, then no packets.
+    fn stop(self) {
+        self.is_stopping.store(true, SeqCst);
+        let _ = self.stop_network.send(());
+        let _ = self.network_thread.join();
+        self.control.send(Input::Stop);
+        let _ = self.control_thread.join();
+        self.doorbells.iter().for_each(Doorbell::wake);
+        for worker in self.workers {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Starts threads whose unexpected end is the end of the node.
+struct Spawner {
+    end: mpsc::Sender<End>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Spawner {
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NodeError> {
+        let (end, is_stopping, own_name) = (self.end.clone(), Arc::clone(&self.is_stopping), name.to_owned());
+        let body = move || {
+            // A panic has been printed by now; what counts here is that the thread is gone.
+            let _ = panic::catch_unwind(AssertUnwindSafe(run));
+            if !is_stopping.load(Relaxed) {
+                let _ = end.send(End::Thread(own_name));
+            }
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(body).map_err(NodeError::Thread)
+    }
+}
+
+/// What is random at each start.
+struct Seeds {
+    boot_epoch: u64,
+    probe_key: [u8; 16],
+    hash_key: [u8; 16],
+    control: [u8; 32],
+}
+
+impl Seeds {
+    fn draw() -> Self {
+        Self { boot_epoch: u64::from_ne_bytes(random()), probe_key: random(), hash_key: random(), control: random() }
+    }
+}
+
+/// Bytes of the system's random source. Panics where that has failed: no key would be safe.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).expect("the system's random source works");
+    bytes
+}
+
+fn identity(config: &NodeConfig, probe_key: [u8; 16]) -> Identity {
+    Identity {
+        address: config.address,
+        data_port: config.ports.first,
+        nat_port_first: config.ports.first + 1,
+        nat_port_last: config.ports.last,
+        probe_key,
+        workers: config.workers as u8,
+    }
+}
+
+fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Interface>, seeds: &Seeds) -> ControlConfig {
+    ControlConfig {
+        name: config.name.clone(),
+        identity,
+        control: config.control,
+        roles: config.roles,
+        slots: config.limits.slots,
+        fans: config.limits.sessions,
+        bindings: config.limits.bindings,
+        bindings_a_session: config.limits.bindings_a_session,
+        interfaces,
+        deny: config.deny.clone(),
+        allow: config.allow.clone(),
+        boot_epoch: seeds.boot_epoch,
+        seed: seeds.control,
+    }
+}
+
+fn interface_view(attached: &AttachedInterface) -> InterfaceView {
+    InterfaceView {
+        name: attached.name().to_owned(),
+        xdp: attached.mode().to_string(),
+        bind: attached.bind_mode().map_or_else(|| "unbound".to_owned(), |mode| mode.to_string()),
+    }
+}
