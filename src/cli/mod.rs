@@ -12,13 +12,17 @@ mod token;
 use std::{
     fmt,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
 
-use crate::node::{self, NodeError};
+use crate::{
+    config_file::ConfigError,
+    controller::{self, ControllerConfig},
+    node::{self, NodeError},
+};
 
 /// A packet relay appliance: carries IP packets over several paths at once, AF_XDP in, AF_XDP out.
 #[derive(Parser, Debug)]
@@ -35,6 +39,12 @@ struct Arguments {
 enum Command {
     /// Run a node: entry, relay or exit (needs root)
     Node {
+        /// Its TOML file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run the control centre: knows the nodes and what lies between them
+    Controller {
         /// Its TOML file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -74,6 +84,12 @@ impl From<NodeError> for Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
 /// Runs the command in the process's arguments; returns its exit status.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -84,12 +100,17 @@ pub fn main() -> ExitCode {
     log::start(arguments.verbose);
     finish(match arguments.command {
         Command::Node { config } => node::run(&config).map_err(Failure::from),
+        Command::Controller { config } => run_controller(&config),
         Command::Cert(command) => cert::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Show(arguments) => show::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version => print(concat!("starnet ", env!("CARGO_PKG_VERSION"), "\n")),
     })
+}
+
+fn run_controller(config: &Path) -> Result<(), Failure> {
+    controller::run(&ControllerConfig::load(config)?).map_err(Failure::runtime)
 }
 
 fn finish(result: Result<(), Failure>) -> ExitCode {

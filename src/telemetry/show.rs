@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::table::{self, Table};
-use crate::control::{PeerView, SessionView, Summary};
+use crate::{
+    control::{PeerView, SessionView, Summary},
+    controller,
+};
 
 /// What can be asked of a node's or a control centre's socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
@@ -278,7 +281,8 @@ pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
         Topic::Sessions => sessions(&read::<Vec<SessionView>>(value)?),
         Topic::Paths => paths(&read::<Vec<PathRow>>(value)?),
         Topic::Peers => peers(&read::<Vec<PeerView>>(value)?),
-        Topic::Topology | Topic::Nodes => String::new(),
+        Topic::Topology => controller::show::topology_columns(&read(value)?),
+        Topic::Nodes => controller::show::node_columns(&read::<Vec<_>>(value)?),
     })
 }
 
