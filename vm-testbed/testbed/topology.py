@@ -235,6 +235,11 @@ def routes_from(topology, source):
                 targets += [str(ipaddress.IPv4Interface(i.address).network) for i in topology.hosts[name].interfaces
                             if not i.network and i.name not in (source.name, hop)]
             routes += [Route(target, via.address.split("/")[0], hop) for target in targets]
+    if source.role == "controller":
+        # Nodes speak from their own addresses, on a network that is not otherwise a way to them.
+        routes += [Route(f"{topology.hosts[member].address}/32", address, network.name)
+                   for network in topology.networks.values() if source.name in network.members
+                   for member, address in network.members.items() if member != source.name]
     unique = {}
     for route in routes:
         unique.setdefault(route.to, route)
