@@ -1,4 +1,22 @@
 //! The overlay in one thread: several nodes over the memory driver, on virtual time, from a seed.
+//!
+//! ```text
+//!   client::session --+                                   +-- server: UDP echo, TCP, ICMP
+//!                     |     switch: delay, loss,          |
+//!   Control + Workers +-- duplication, reordering (wires) +-- Control + Workers
+//!                     |                                   |
+//!                     +--------- control messages --------+
+//! ```
+//!
+//! [`world`] has the clock and everything that is on its way; [`node`], [`client`] and [`server`] are the hosts.
+//! The nodes run the code of the real thing; what is simulated is the kernel, the network, and QUIC's job.
+//! [`scenarios`] are whole stories; [`noise`] tries what no story would think of.
 
+mod client;
+mod node;
 mod noise;
 mod packets;
+mod scenarios;
+mod server;
+mod wires;
+mod world;

@@ -1,0 +1,233 @@
+//! A node: a control core and its workers, joined by the same rings as in the process.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use super::world::{Origin, mac_of};
+use crate::{
+    Nanos,
+    control::{Caller, Control, ControlConfig, Effect, RequestId},
+    dataplane::{
+        command::{Command, Event},
+        driver::memory::MemoryDriver,
+        forwarding::{Identity, Interface},
+        handoff,
+        published::Published,
+        reason::Reason,
+        worker::{Rings, Worker, WorkerConfig},
+    },
+    limits::{COMMAND_RING, EVENT_RING, PACKET_SLOTS},
+    rpc::messages::{NodeName, Request, Response, Roles},
+    wire::{ethernet, ip4, read_u16},
+};
+
+/// Port of relay packets, and of each node's reserved range the first.
+pub(super) const DATA_PORT: u16 = 40_000;
+
+const FRAMES: u32 = 1024;
+
+/// Slots, fans and bindings of each worker.
+pub(super) const SLOTS: u32 = 16;
+
+pub(super) struct Node {
+    pub(super) name: NodeName,
+    pub(super) address: Ipv4Addr,
+    pub(super) control: Control,
+    workers: Vec<Worker<MemoryDriver>>,
+    commands: Vec<rtrb::Producer<Command>>,
+    events: Vec<rtrb::Consumer<Event>>,
+    published: Vec<Arc<Published>>,
+    /// Requests it has not answered yet.
+    asked: HashMap<RequestId, Origin>,
+    next_request: u64,
+    /// Workers that have something to do, by number.
+    is_woken: Vec<bool>,
+}
+
+/// What a node wants of the world around it.
+pub(super) enum Wish {
+    Frame(Vec<u8>),
+    Call { call: crate::control::CallId, to: NodeName, request: Request },
+    Answer { to: Origin, response: Response },
+    Resolve { interface: u8, address: Ipv4Addr },
+}
+
+impl Node {
+    pub(super) fn new(name: &str, address: Ipv4Addr, workers: u8, seed: u64, now: Nanos) -> Self {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_be_bytes());
+        key[8..12].copy_from_slice(&address.octets());
+        let identity = Identity {
+            address,
+            data_port: DATA_PORT,
+            nat_port_first: DATA_PORT + 1,
+            nat_port_last: DATA_PORT + 999,
+            probe_key: std::array::from_fn(|i| key[i % 12]),
+            workers,
+        };
+        let config = ControlConfig {
+            name: name.into(),
+            identity,
+            control: SocketAddrV4::new(address, 4433),
+            roles: Roles { entry: true, relay: true, exit: true },
+            slots: SLOTS,
+            fans: SLOTS,
+            bindings: SLOTS,
+            bindings_a_session: SLOTS,
+            interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
+            deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
+            allow: Vec::new(),
+            boot_epoch: seed ^ u64::from(address.to_bits()),
+            seed: key,
+        };
+        let published: Vec<_> =
+            (0..workers).map(|_| Arc::new(Published::new(SLOTS as usize, SLOTS as usize))).collect();
+        let mut node = Self {
+            name: name.into(),
+            address,
+            control: Control::new(config, published.clone(), now),
+            workers: Vec::new(),
+            commands: Vec::new(),
+            events: Vec::new(),
+            published,
+            asked: HashMap::new(),
+            next_request: 0,
+            is_woken: vec![true; usize::from(workers)],
+        };
+        for (index, handoff) in handoff::mesh(usize::from(workers)).into_iter().enumerate() {
+            let (commands, command_consumer) = rtrb::RingBuffer::new(COMMAND_RING);
+            let (event_producer, events) = rtrb::RingBuffer::new(EVENT_RING);
+            let config = WorkerConfig {
+                index,
+                identity,
+                slots: SLOTS,
+                fans: SLOTS,
+                bindings: SLOTS,
+                hash_key: [index as u8; 16],
+                clock: quanta::Clock::new(),
+            };
+            let rings = Rings { commands: command_consumer, events: event_producer, handoff };
+            node.workers.push(Worker::new(config, MemoryDriver::new(FRAMES), rings, node.published[index].clone()));
+            node.commands.push(commands);
+            node.events.push(events);
+        }
+        node
+    }
+
+    /// A control message came.
+    pub(super) fn on_request(&mut self, caller: Caller, origin: Origin, request: Request, now: Nanos, unix: u64) {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.asked.insert(id, origin);
+        self.control.on_request(caller, id, request, now, unix);
+    }
+
+    /// A frame came in: to the worker whose queue the NIC would choose.
+    pub(super) fn put(&mut self, frame: &[u8]) {
+        let queue = receive_queue(frame, self.workers.len());
+        self.workers[queue].driver().put(0, frame);
+        self.is_woken[queue] = true;
+    }
+
+    /// Lets control core and workers do all there is to do at this moment; what they want of the world.
+    pub(super) fn settle(&mut self, now: Nanos) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        loop {
+            let mut is_idle = true;
+            for (worker, ring) in self.commands.iter().enumerate() {
+                self.control.set_command_room(worker, ring.slots());
+            }
+            while let Some(effect) = self.control.poll() {
+                is_idle = false;
+                match effect {
+                    Effect::Command { worker, command } => {
+                        self.commands[worker].push(command).expect("the control core was told how much fits");
+                        self.is_woken[worker] = true;
+                    }
+                    Effect::Respond { request, response } => {
+                        let to = self.asked.remove(&request).expect("a request is answered once");
+                        wishes.push(Wish::Answer { to, response });
+                    }
+                    Effect::Call { call, to, request, .. } => wishes.push(Wish::Call { call, to, request }),
+                    Effect::Resolve { interface, address } => wishes.push(Wish::Resolve { interface, address }),
+                    Effect::FanReport { .. } => {}
+                }
+            }
+            for number in 0..self.workers.len() {
+                while std::mem::take(&mut self.is_woken[number]) {
+                    is_idle = false;
+                    let sweep = self.workers[number].sweep(now);
+                    self.is_woken[number] = !sweep.is_idle();
+                    (0..self.workers.len())
+                        .filter(|to| sweep.handed_to >> to & 1 == 1)
+                        .for_each(|to| self.is_woken[to] = true);
+                    let sent = self.workers[number].driver().take();
+                    wishes.extend(sent.into_iter().map(|(_, frame)| Wish::Frame(frame)));
+                }
+            }
+            for (worker, events) in self.events.iter_mut().enumerate() {
+                while let Ok(event) = events.pop() {
+                    is_idle = false;
+                    self.control.on_event(worker, event, now);
+                }
+            }
+            if is_idle {
+                return wishes;
+            }
+        }
+    }
+
+    /// Packets dropped for this reason, in all nodes of the graph.
+    pub(super) fn dropped(&self, reason: Reason) -> u64 {
+        let counters = self.published.iter().flat_map(|published| published.nodes.iter());
+        counters.map(|node| node.drops[reason as usize].load(Relaxed)).sum()
+    }
+
+    /// Packets that one worker gave another.
+    pub(super) fn handed_off(&self) -> u64 {
+        self.published.iter().map(|published| published.worker.handed_off.load(Relaxed)).sum()
+    }
+
+    /// Slots in use, as the workers see it.
+    pub(super) fn slots_used(&self) -> u64 {
+        self.published.iter().map(|published| published.worker.slots_used.load(Relaxed)).sum()
+    }
+
+    /// Panics unless nothing is in use, neither in the control core's books nor in the workers' tables.
+    pub(super) fn assert_all_free(&mut self, now: Nanos) {
+        let name = &self.name;
+        let summary = self.control.summary(now);
+        for worker in &summary.workers {
+            let pools =
+                [worker.slots, worker.fans, worker.bindings, worker.icmp_ids, worker.tcp_ports, worker.udp_ports];
+            assert!(pools.iter().all(|pool| pool.used == 0), "{name}: {worker:?}");
+        }
+        assert_eq!((summary.entries, summary.relays, summary.exits, summary.calls), (0, 0, 0, 0), "{name}");
+        assert!(self.asked.is_empty(), "{name} has not answered every request");
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            let shown = &self.published[index].worker;
+            let used = [&shown.slots_used, &shown.bindings_used, &shown.waiting].map(|count| count.load(Relaxed));
+            assert_eq!(used, [0; 3], "{name}: slots, bindings, waiting packets of worker {index}");
+            // A worker at rest keeps one sweep's stock of frames for copies.
+            assert_eq!(worker.driver().free_frames(), FRAMES as usize - PACKET_SLOTS, "{name}: frames");
+        }
+    }
+}
+
+/// As RSS does: by addresses and, of UDP and TCP, ports.
+fn receive_queue(frame: &[u8], queues: usize) -> usize {
+    let ip = &frame[ethernet::HEADER_BYTES..];
+    let mut hash = 0u32;
+    for at in (ip4::SOURCE..ip4::HEADER_BYTES).step_by(2) {
+        hash = hash.wrapping_mul(31).wrapping_add(u32::from(read_u16(ip, at)));
+    }
+    if ip[ip4::PROTOCOL] != ip4::ICMP {
+        for at in [ip4::HEADER_BYTES, ip4::HEADER_BYTES + 2] {
+            hash = hash.wrapping_mul(31).wrapping_add(u32::from(read_u16(ip, at)));
+        }
+    }
+    (hash ^ hash >> 16) as usize % queues
+}
