@@ -20,6 +20,7 @@ use super::{
     views::Facts,
 };
 use crate::{
+    control::CALL_PATIENCE,
     rpc::{
         cert::{ServerIdentity, Tls},
         messages::{FailureReason, Register, Request, Response},
@@ -28,8 +29,11 @@ use crate::{
     telemetry::{operator::OperatorSocket, show::Topic},
 };
 
-/// How long another node or the control centre may take to answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long another node may take to answer: it may be waiting for the next one itself.
+const NODE_TIMEOUT: Duration = Duration::from_nanos(CALL_PATIENCE);
+
+/// How long the control centre may take to answer.
+const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time between two reports to the control centre.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -114,7 +118,7 @@ async fn make_calls(mut calls: mpsc::UnboundedReceiver<Call>, pool: &Pool, contr
     while let Some(Call { call, to, address, request }) = calls.recv().await {
         let (pool, control) = (pool.clone(), control.clone());
         tokio::spawn(async move {
-            let result = pool.call(&ServerIdentity::Node(to), address, &request, CALL_TIMEOUT).await;
+            let result = pool.call(&ServerIdentity::Node(to), address, &request, NODE_TIMEOUT).await;
             let response = result.inspect_err(|error| tracing::debug!("{error}")).ok();
             control.send(Input::Answer { call, response });
         });
@@ -139,7 +143,7 @@ async fn keep_registered(pool: &Pool, register: Register, facts: &Facts, control
             },
             false => Request::Register(register.clone()),
         };
-        let result = pool.call(&ServerIdentity::Controller, address, &request, CALL_TIMEOUT).await;
+        let result = pool.call(&ServerIdentity::Controller, address, &request, CONTROLLER_TIMEOUT).await;
         let new_trouble = match result {
             Ok(Response::Neighbours(neighbours)) => {
                 if !is_known || trouble.is_some() {
