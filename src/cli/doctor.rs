@@ -1,6 +1,9 @@
 //! `starnet doctor`: whether this machine can run a node, and what to do where it cannot.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use nix::{
@@ -110,7 +113,7 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
         capabilities(&status),
         kernel(&text("/proc/sys/kernel/osrelease")),
         af_xdp(&text("/proc/net/protocols")),
-        bpf(&text("/proc/sys/net/core/bpf_jit_enable")),
+        bpf(Path::new(BPF_SYSCALL).exists(), &text("/proc/sys/net/core/bpf_jit_enable")),
         memlock_limit(memlock, frame_bytes, has_capability(&status, CAP_IPC_LOCK)),
         hugepages(&text("/proc/meminfo"), &text("/proc/sys/vm/nr_overcommit_hugepages"), frame_bytes),
         clock_source(&text("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
@@ -173,10 +176,15 @@ fn af_xdp(protocols: &str) -> Finding {
     }
 }
 
-fn bpf(jit: &str) -> Finding {
+/// There in kernels with the bpf() system call, whoever looks. The state of the JIT compiler is shown in the first
+/// network namespace only, and to root.
+const BPF_SYSCALL: &str = "/proc/sys/kernel/unprivileged_bpf_disabled";
+
+fn bpf(is_there: bool, jit: &str) -> Finding {
     match jit.trim() {
-        "" => Finding::missing("BPF", "not in the kernel", "use a kernel built with CONFIG_BPF_SYSCALL=y"),
+        _ if !is_there => Finding::missing("BPF", "not in the kernel", "use a kernel built with CONFIG_BPF_SYSCALL=y"),
         "0" => Finding::slow("BPF", "interpreted", "sysctl -w net.core.bpf_jit_enable=1"),
+        "" => Finding::ok("BPF", "in the kernel"),
         _ => Finding::ok("BPF", "compiled (JIT)"),
     }
 }
@@ -312,8 +320,9 @@ mod tests {
     fn what_is_not_there_is_missing() {
         assert_eq!(af_xdp("TCP  1\nXDP  1088\n").state, State::Ok);
         assert_eq!(af_xdp("TCP  1\n").state, State::Missing);
-        assert_eq!(bpf("").state, State::Missing);
-        assert_eq!(bpf("0\n").state, State::Slow);
+        assert_eq!(bpf(false, "").state, State::Missing);
+        assert_eq!(bpf(true, "0\n").state, State::Slow);
+        assert_eq!(bpf(true, "").state, State::Ok, "in a network namespace it is not shown");
         assert_eq!(wall_clock(0).state, State::Missing);
     }
 }

@@ -35,7 +35,7 @@ use nix::{
 };
 
 pub use host::{interface_by_name, local_addresses, rx_queues};
-pub use ports::{ReservedPorts, reserve_ports};
+pub use ports::{ReservedPorts, release_ports, reserve_ports};
 
 use self::{
     mirror::{Mirror, parse_route},

@@ -1,8 +1,9 @@
 //! Which node of this machine uses which ports of an address, so that two never take packets from each other.
 //!
 //! Each running node keeps one file locked (flock) in the claims directory, by default
-//! `/run/starnet/ports/NETNS-ADDRESS-FIRST-LAST`, with its name inside. A lock ends with its process, so a file
-//! whose lock can be taken was left by a crash and is removed. Claims of different network namespaces do not meet.
+//! `/run/starnet/ports/NETNS-ADDRESS-FIRST-LAST`, with its name inside and, in a second line, the ports it added to the
+//! kernel's reserved ones. A lock ends with its process, so a file whose lock can be taken was left by a crash and is
+//! removed. Claims of different network namespaces do not meet.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -18,7 +19,8 @@ use super::config::PortRange;
 #[derive(Debug)]
 pub struct PortClaim {
     path: PathBuf,
-    _lock: File,
+    file: File,
+    left_reserved: Vec<String>,
 }
 
 /// Why a range could not be claimed.
@@ -39,7 +41,7 @@ pub enum ClaimError {
         file: PathBuf,
     },
     /// The claims directory cannot be used.
-    #[error("cannot write in {}: {error}", .directory.display())]
+    #[error("cannot write in {}: {error}{}", .directory.display(), hint(error))]
     Directory {
         /// The directory.
         directory: PathBuf,
@@ -57,22 +59,36 @@ impl PortClaim {
         let gate = File::open(directory).map_err(failed)?;
         gate.lock().map_err(failed)?;
 
+        let mut left_reserved = Vec::new();
         let prefix = format!("{}-{address}-", network_namespace().map_err(failed)?);
         for entry in fs::read_dir(directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let range = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(&prefix));
             let Some(taken) = range.and_then(|range| range.parse::<PortRange>().ok()) else { continue };
-            let Some(owner) = owner_of(&path).map_err(failed)? else { continue };
-            if taken.overlaps(wanted) {
-                return Err(ClaimError::Taken { address, wanted, taken, owner, file: path });
+            match owner_of(&path).map_err(failed)? {
+                Owner::Running(owner) if taken.overlaps(wanted) => {
+                    return Err(ClaimError::Taken { address, wanted, taken, owner, file: path });
+                }
+                Owner::Running(_) => {}
+                Owner::Dead(reserved) => left_reserved.push(reserved),
             }
         }
 
         let path = directory.join(format!("{prefix}{wanted}"));
-        let mut lock = File::create(&path).map_err(failed)?;
-        lock.lock().map_err(failed)?;
-        lock.write_all(name.as_bytes()).map_err(failed)?;
-        Ok(Self { path, _lock: lock })
+        let mut file = File::create(&path).map_err(failed)?;
+        file.lock().map_err(failed)?;
+        writeln!(file, "{name}").map_err(failed)?;
+        Ok(Self { path, file, left_reserved })
+    }
+
+    /// What nodes that died had added to the kernel's reserved ports and not given back.
+    pub fn left_reserved(&self) -> &[String] {
+        &self.left_reserved
+    }
+
+    /// Notes what this node added to the kernel's reserved ports, for whoever finds this claim after a crash.
+    pub fn note_reserved(&mut self, ports: &str) -> io::Result<()> {
+        writeln!(self.file, "{ports}")
     }
 }
 
@@ -83,23 +99,36 @@ impl Drop for PortClaim {
     }
 }
 
-/// The name of the running node that holds the claim at `path`; `None` where it has ended.
-fn owner_of(path: &Path) -> io::Result<Option<String>> {
+fn hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied { "; run as root" } else { "" }
+}
+
+/// Whose a claim is.
+enum Owner {
+    /// A running node of this name.
+    Running(String),
+    /// One that ended without removing it; what it had added to the reserved ports.
+    Dead(String),
+}
+
+/// Whose the claim at `path` is; a dead node's is removed.
+fn owner_of(path: &Path) -> io::Result<Owner> {
     let mut file = match OpenOptions::new().read(true).open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Owner::Dead(String::new())),
         Err(error) => return Err(error),
     };
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let mut name = String::new();
-            file.read_to_string(&mut name)?;
-            Ok(Some(name))
-        }
+    let lock = file.try_lock();
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let mut lines = text.lines().map(str::to_owned);
+    let name = lines.next().unwrap_or_default();
+    match lock {
+        Err(TryLockError::WouldBlock) => Ok(Owner::Running(name)),
         Err(TryLockError::Error(error)) => Err(error),
         Ok(()) => {
             fs::remove_file(path)?;
-            Ok(None)
+            Ok(Owner::Dead(lines.next().unwrap_or_default()))
         }
     }
 }
@@ -151,8 +180,23 @@ mod tests {
     fn the_claim_of_a_crashed_node_is_swept() {
         let folder = tempfile::tempdir().unwrap();
         let left = folder.path().join(format!("{}-{ADDRESS}-40000-41999", network_namespace().unwrap()));
-        fs::write(&left, "dead").unwrap();
-        let _claim = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        fs::write(&left, "dead\n40000-41999\n").unwrap();
+        let claim = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
         assert!(!left.exists());
+        assert_eq!(claim.left_reserved(), ["40000-41999"]);
+    }
+
+    #[test]
+    fn what_a_node_reserved_is_found_after_its_death() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut claim = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        claim.note_reserved("40000-40009,40020").unwrap();
+        // As a kill leaves it: the file stays, the lock goes.
+        let copy = fs::read(&claim.path).unwrap();
+        let path = claim.path.clone();
+        drop(claim);
+        fs::write(&path, copy).unwrap();
+        let next = PortClaim::new(folder.path(), "fra1", ADDRESS, range("40000-49999")).unwrap();
+        assert_eq!(next.left_reserved(), ["40000-40009,40020"]);
     }
 }

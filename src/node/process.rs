@@ -112,7 +112,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     ctrlc::set_handler(move || drop(signal.send(End::Signal)))?;
 
     let ports = config.ports;
-    let _claim = PortClaim::new(&Path::new(RUN_DIRECTORY).join("ports"), &config.name, config.address, ports)?;
+    let mut claim = PortClaim::new(&Path::new(RUN_DIRECTORY).join("ports"), &config.name, config.address, ports)?;
     if !kernel::local_addresses()?.contains(&config.address) {
         return Err(NodeError::NotLocal { address: config.address });
     }
@@ -122,7 +122,11 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let to_control = control.clone();
     let (kernel, interfaces) =
         KernelMirror::start(&config.interfaces, move |event| to_control.send(Input::Kernel(event)))?;
-    let _reserved = kernel::reserve_ports(ports.first, ports.last);
+    claim.left_reserved().iter().for_each(|ports| kernel::release_ports(ports));
+    let reservation = kernel::reserve_ports(ports.first, ports.last);
+    if let Err(error) = claim.note_reserved(&reservation.added()) {
+        tracing::warn!("the claim of the ports cannot be written: {error}; a crash would leave them reserved");
+    }
 
     let reserved = Reserved { addresses: vec![config.address], ports: ports.first..=ports.last };
     let mut attached = Vec::new();
@@ -140,7 +144,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
     node.stop();
-    drop(attached);
+    drop((attached, reservation, claim));
     match end {
         End::Signal => Ok(()),
         End::Thread(name) => Err(NodeError::Ended(name)),

@@ -64,6 +64,20 @@ pub struct ReservedPorts {
     added: Ports,
 }
 
+impl ReservedPorts {
+    /// What the list has because of this reservation, for [`release_ports`] should the process die.
+    pub fn added(&self) -> String {
+        self.added.to_string()
+    }
+}
+
+/// Takes ports off the list that a node which died had added: its [`ReservedPorts::added`].
+pub fn release_ports(added: &str) {
+    if let Some(added) = Ports::parse(added) {
+        drop(ReservedPorts { sysctl: PathBuf::from(SYSCTL), added });
+    }
+}
+
 /// Adds `first` to `last` to the ports that the kernel gives to nobody who did not ask for that very port. Those
 /// reserved by others stay, also when this reservation ends. Where the list cannot be written (a read-only /proc,
 /// no privilege) a warning says what to do, and the node can run all the same.
