@@ -4,6 +4,7 @@
 //! one line on stderr: `starnet: …`.
 
 mod cert;
+mod client;
 mod doctor;
 mod log;
 mod show;
@@ -49,6 +50,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Run a client: carries packets of a TUN device or of forwarded ports
+    Client(client::Arguments),
     /// Make certificates for a small deployment
     #[command(subcommand)]
     Cert(cert::Command),
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
     finish(match arguments.command {
         Command::Node { config } => node::run(&config).map_err(Failure::from),
         Command::Controller { config } => run_controller(&config),
+        Command::Client(arguments) => client::run(arguments),
         Command::Cert(command) => cert::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Show(arguments) => show::run(&arguments),

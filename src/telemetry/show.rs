@@ -251,6 +251,50 @@ pub struct PathRow {
     pub failure: Option<String>,
 }
 
+/// A session as its client sees it; the JSON has more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientSession {
+    /// The session's number; none while it is being opened.
+    pub session: Option<String>,
+    /// `tunnel`, `udp` or `tcp`.
+    pub kind: String,
+    /// Source of the inner packets.
+    pub source: String,
+    /// Their destination, for a flow.
+    pub server: Option<String>,
+    /// `opening`, `waiting` or `ready`.
+    pub state: String,
+    /// The entry's name.
+    pub entry: Option<String>,
+    /// The exit's name.
+    pub exit: Option<String>,
+    /// Where the exit sends from.
+    pub exit_address: Option<String>,
+    /// Paths that are open.
+    pub paths: usize,
+    /// Seconds since it was opened.
+    pub age_s: u64,
+    /// Milliseconds since the exit was last heard of.
+    pub heard_ms: Option<u64>,
+}
+
+/// A path as its client planned it; the JSON has more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientPath {
+    /// The session's number.
+    pub session: String,
+    /// The path's number.
+    pub path: usize,
+    /// From entry to exit.
+    pub nodes: Vec<String>,
+    /// One way, microseconds, when it was planned.
+    pub latency_us: u64,
+    /// Probes lost, 0 to 1, when it was planned.
+    pub loss: f64,
+    /// `open`, or why not.
+    pub state: String,
+}
+
 /// Leaves out what is zero throughout: drop counters, edges nothing took, times nothing was measured of.
 pub fn without_zeroes(topic: Topic, value: Value) -> Value {
     let is_kept = |item: &Value, field: &str| item[field].as_u64() != Some(0);
@@ -278,6 +322,9 @@ pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
         Topic::Graph => graph(&read::<Vec<GraphNodeView>>(value)?),
         Topic::Drops => drops(&read::<Vec<DropView>>(value)?),
         Topic::Latency => latency(&read::<Vec<LatencyView>>(value)?),
+        // A client has an entry and an exit for each session, a node one role.
+        Topic::Sessions if has_field(&value, "exit") => client_sessions(&read::<Vec<ClientSession>>(value)?),
+        Topic::Paths if has_field(&value, "nodes") => client_paths(&read::<Vec<ClientPath>>(value)?),
         Topic::Sessions => sessions(&read::<Vec<SessionView>>(value)?),
         Topic::Paths => paths(&read::<Vec<PathRow>>(value)?),
         Topic::Peers => peers(&read::<Vec<PeerView>>(value)?),
@@ -288,6 +335,10 @@ pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| format!("the answer is not understood: {error}"))
+}
+
+fn has_field(rows: &Value, field: &str) -> bool {
+    rows.get(0).is_some_and(|row| row.get(field).is_some())
 }
 
 fn node(view: &NodeView) -> String {
@@ -504,6 +555,54 @@ fn paths(rows: &[PathRow]) -> String {
     if table.is_empty() { "no paths\n".to_owned() } else { table.to_string() }
 }
 
+fn client_sessions(sessions: &[ClientSession]) -> String {
+    let mut table = Table::new([
+        "session",
+        "carries",
+        "from",
+        "to",
+        "state",
+        "entry",
+        "exit",
+        "exit address",
+        ">paths",
+        ">age",
+        ">heard",
+    ]);
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    for session in sessions {
+        table.row([
+            session.session.as_deref().map_or("-", |number| number.get(..8).unwrap_or(number)).to_owned(),
+            session.kind.clone(),
+            session.source.clone(),
+            text(&session.server),
+            session.state.clone(),
+            text(&session.entry),
+            text(&session.exit),
+            text(&session.exit_address),
+            session.paths.to_string(),
+            table::uptime(Duration::from_secs(session.age_s)),
+            session.heard_ms.map_or_else(|| "-".to_owned(), |ms| table::nanoseconds(ms * crate::MILLISECOND)),
+        ]);
+    }
+    table.to_string()
+}
+
+fn client_paths(paths: &[ClientPath]) -> String {
+    let mut table = Table::new(["session", ">path", "nodes", ">latency", ">loss", "state"]);
+    for path in paths {
+        table.row([
+            path.session.get(..8).unwrap_or(&path.session).to_owned(),
+            path.path.to_string(),
+            path.nodes.join(" > "),
+            table::nanoseconds(path.latency_us * 1_000),
+            format!("{:.1}%", path.loss * 100.0),
+            path.state.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
 fn peers(views: &[PeerView]) -> String {
     let mut table = Table::new(["node", "address", "state", ">probes", ">rtt min", ">p50", ">p99", ">jitter", ">loss"]);
     for view in views {
@@ -561,6 +660,17 @@ mod tests {
             shown,
             "node  packets  batches  a batch  dropped  next\n\
              rx         10        4      2.5        1  ip4_input 9\n"
+        );
+    }
+
+    #[test]
+    fn a_clients_paths_are_shown_by_their_nodes() {
+        let rows = json!([{ "session": "00112233445566778899aabbccddeeff", "path": 1, "nodes": ["a", "r", "b"],
+            "latency_us": 12_300, "loss": 0.0125, "is_measured": true, "state": "open" }]);
+        assert_eq!(
+            columns(Topic::Paths, rows).unwrap(),
+            "session   path  nodes      latency  loss  state\n\
+             00112233     1  a > r > b  12.3 ms  1.2%  open\n"
         );
     }
 
