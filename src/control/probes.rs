@@ -1,7 +1,8 @@
 //! How good the links to the neighbours are, from probes that the workers send and answer.
 //!
 //! Ten a second to each neighbour; figures are over the last [`WINDOW`] of them, so over ten seconds. A probe that
-//! is not answered within a second is lost; its answer does not count when it comes later.
+//! is not answered within a second is lost; its answer does not count when it comes later. Until the first answer
+//! nothing is known of the link: the neighbour may not have heard of us yet, and then drops our probes.
 
 use std::collections::VecDeque;
 
@@ -25,6 +26,8 @@ pub(super) struct Probes {
     pending: VecDeque<(u64, Nanos)>,
     /// Round trips in nanoseconds, `None` for a lost probe; oldest first.
     outcomes: VecDeque<Option<Nanos>>,
+    /// The neighbour has answered before.
+    has_answered: bool,
 }
 
 impl Probes {
@@ -48,6 +51,9 @@ impl Probes {
     pub(super) fn answered(&mut self, sequence: u64, round_trip: Nanos) {
         if let Some(at) = self.pending.iter().position(|(pending, _)| *pending == sequence) {
             self.pending.remove(at);
+            if !std::mem::replace(&mut self.has_answered, true) {
+                self.pending.drain(..at);
+            }
             self.finish((round_trip <= TIME_OUT).then_some(round_trip));
         }
     }
@@ -56,7 +62,9 @@ impl Probes {
     pub(super) fn expire(&mut self, now: Nanos) {
         while self.pending.front().is_some_and(|(_, sent)| now.saturating_sub(*sent) > TIME_OUT) {
             self.pending.pop_front();
-            self.finish(None);
+            if self.has_answered {
+                self.finish(None);
+            }
         }
     }
 
@@ -130,8 +138,8 @@ mod tests {
         for n in 0..4 {
             probes.sent(Some(n), 0);
         }
-        probes.answered(1, MILLISECOND);
-        probes.answered(1, MILLISECOND);
+        probes.answered(0, MILLISECOND);
+        probes.answered(0, MILLISECOND);
         probes.expire(SECOND);
         assert_eq!(probes.quality().probes, 1);
         probes.expire(SECOND + 1);
@@ -139,6 +147,19 @@ mod tests {
         let quality = probes.quality();
         assert_eq!((quality.probes, quality.loss), (4, 0.75));
         assert_eq!((quality.rtt_min_us, quality.rtt_p99_us, quality.jitter_us), (1000, 1000, 0));
+    }
+
+    #[test]
+    fn probes_to_a_neighbour_that_has_not_heard_of_us_yet_are_not_losses() {
+        let mut probes = Probes::new(0);
+        for n in 0..20 {
+            probes.sent(Some(n), n * INTERVAL);
+            probes.expire(n * INTERVAL);
+        }
+        assert_eq!(probes.quality(), LinkQuality::default());
+        probes.answered(19, MILLISECOND);
+        probes.expire(10 * SECOND);
+        assert_eq!((probes.quality().probes, probes.quality().loss), (1, 0.0));
     }
 
     #[test]
