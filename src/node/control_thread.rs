@@ -257,3 +257,120 @@ impl ControlThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{
+        control::ControlConfig,
+        dataplane::{
+            command::PuntCause,
+            forwarding::{Identity, Interface},
+            published::Published,
+        },
+        rpc::messages::Roles,
+    };
+
+    /// Far more than is ever needed: a test that runs into it has failed.
+    const LONG: Duration = Duration::from_secs(20);
+
+    struct Fixture {
+        sender: ControlSender,
+        commands: rtrb::Consumer<Command>,
+        events: rtrb::Producer<Event>,
+        resolved: Receiver<(u8, Ipv4Addr)>,
+        thread: thread::JoinHandle<()>,
+        _calls: tokio::sync::mpsc::UnboundedReceiver<Call>,
+    }
+
+    /// A control core in its thread, its worker's ends of the rings, and what it asks of the kernel.
+    fn start() -> Fixture {
+        let config = ControlConfig {
+            name: "fra1".into(),
+            identity: Identity {
+                address: Ipv4Addr::LOCALHOST,
+                data_port: 40_000,
+                nat_port_first: 40_001,
+                nat_port_last: 41_999,
+                probe_key: [0; 16],
+                workers: 1,
+            },
+            control: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4401),
+            roles: Roles { entry: true, relay: true, exit: true },
+            slots: 8,
+            fans: 8,
+            bindings: 8,
+            bindings_a_session: 8,
+            interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
+            deny: Vec::new(),
+            allow: Vec::new(),
+            boot_epoch: 1,
+            seed: [7; 32],
+        };
+        let clock = NodeClock::start();
+        let published = Arc::new(Published::new(8, 8));
+        let (command_producer, commands) = rtrb::RingBuffer::new(64);
+        let (events, event_consumer) = rtrb::RingBuffer::new(64);
+        let (sender, inputs) = inputs();
+        let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
+        let (asked, resolved) = channel();
+        let control = ControlThread {
+            control: Control::new(config, vec![Arc::clone(&published)], clock.now()),
+            clock,
+            workers: vec![WorkerLink {
+                commands: command_producer,
+                events: event_consumer,
+                doorbell: Doorbell::new(published, || {}),
+            }],
+            inputs,
+            calls,
+            resolve: Box::new(move |interface, address| asked.send((interface, address)).unwrap()),
+            heartbeat: Arc::default(),
+            waiting: Waiting::default(),
+        };
+        let thread = thread::spawn(move || control.run());
+        sender.attach(thread.thread());
+        Fixture { sender, commands, events, resolved, thread, _calls: calls_made }
+    }
+
+    fn ask<T>(sender: &ControlSender, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> T {
+        let (answer, answered) = oneshot::channel();
+        sender.send(input(answer));
+        answered.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn questions_are_answered_and_a_stop_is_the_end() {
+        let fixture = start();
+        assert_eq!(ask(&fixture.sender, Input::Summary).name, "fra1");
+        assert_eq!(ask(&fixture.sender, Input::Report).boot_epoch, 1);
+        for topic in [Topic::Sessions, Topic::Paths, Topic::Peers] {
+            let shown = ask(&fixture.sender, |answer| Input::Show { topic, answer });
+            assert_eq!(shown, Ok(Value::Array(Vec::new())), "{topic:?}");
+        }
+        fixture.sender.send(Input::Stop);
+        fixture.thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_workers_event_reaches_the_control_core_and_its_command_the_worker() {
+        let mut fixture = start();
+        // A packet waits for a neighbour's MAC address: the kernel is asked.
+        let next_hop = Ipv4Addr::new(192, 0, 2, 1);
+        let cause = PuntCause::NoAdjacency { interface: 5, next_hop };
+        fixture.events.push(Event::Punt { waiting: 3, cause }).unwrap();
+        fixture.thread.thread().unpark();
+        assert_eq!(fixture.resolved.recv_timeout(LONG), Ok((0, next_hop)));
+        // It is gone: the packet is refused.
+        fixture.sender.send(Input::Kernel(KernelEvent::NeighbourGone { interface: 0, address: next_hop }));
+        let start = Instant::now();
+        while !matches!(fixture.commands.pop(), Ok(Command::Refuse { waiting: 3, .. })) {
+            assert!(start.elapsed() < LONG, "the packet is never refused");
+            thread::yield_now();
+        }
+        fixture.sender.send(Input::Stop);
+        fixture.thread.join().unwrap();
+    }
+}

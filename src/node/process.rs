@@ -382,3 +382,29 @@ fn interface_view(attached: &AttachedInterface) -> InterfaceView {
         bind: attached.bind_mode().map_or_else(|| "unbound".to_owned(), |mode| mode.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end_of(is_stopping: bool, run: impl FnOnce() + Send + 'static) -> Option<End> {
+        let (end, ended) = mpsc::channel();
+        let spawner = Spawner { end, is_stopping: Arc::new(AtomicBool::new(is_stopping)) };
+        spawner.spawn("worker-7", run).unwrap().join().unwrap();
+        ended.try_recv().ok()
+    }
+
+    #[test]
+    fn a_thread_that_ends_untold_ends_the_node() {
+        let ended = |end| matches!(end, Some(End::Thread(name)) if name == "worker-7");
+        assert!(ended(end_of(false, || panic!("this panic belongs to the test"))));
+        assert!(ended(end_of(false, || {})));
+        assert!(end_of(true, || {}).is_none(), "it was told to");
+    }
+
+    #[test]
+    fn only_what_a_file_can_correct_is_an_error_of_the_configuration() {
+        assert!(NodeError::NotLocal { address: Ipv4Addr::LOCALHOST }.is_configuration());
+        assert!(!NodeError::Ended("worker-0".into()).is_configuration());
+    }
+}

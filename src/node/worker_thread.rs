@@ -14,11 +14,14 @@ use std::{
 };
 
 use super::{clock::NodeClock, config::IdlePolicy};
-use crate::dataplane::{driver::Driver, published::Published, worker::Worker};
+use crate::{
+    Nanos,
+    dataplane::{driver::Driver, published::Published, worker::Worker},
+};
 
-/// Idle sweeps of an adaptive worker before it sleeps: some tens of microseconds, in which most of a flow's next
-/// packets come.
-const SPINS: u32 = 64;
+/// How long an adaptive worker spins after its last packet before it sleeps: about what falling asleep and waking up
+/// cost.
+const SPIN: Nanos = 20_000;
 
 /// Longest sleep: a bound on what a lost wake-up can cost, and the heartbeat of an idle worker.
 const SLEEP_MAX: Duration = Duration::from_millis(10);
@@ -72,25 +75,23 @@ pub struct WorkerThread<D: Driver> {
 impl<D: Driver> WorkerThread<D> {
     /// Runs until told to stop.
     pub fn run(mut self) {
-        let mut idle_sweeps = 0;
+        let mut spin_until = 0;
         while !self.is_stopping.load(Relaxed) {
-            if self.sweep() {
-                idle_sweeps = 0;
-                continue;
-            }
-            idle_sweeps = u32::saturating_add(idle_sweeps, 1);
-            match self.idle {
-                IdlePolicy::Busy => std::hint::spin_loop(),
-                IdlePolicy::Adaptive if idle_sweeps < SPINS => std::hint::spin_loop(),
-                IdlePolicy::Adaptive => self.fall_asleep(),
+            let now = self.clock.now();
+            if self.sweep(now) {
+                spin_until = now + SPIN;
+            } else if self.idle == IdlePolicy::Busy || now < spin_until {
+                std::hint::spin_loop();
+            } else {
+                self.fall_asleep();
             }
         }
     }
 
     /// One sweep, and news of it to whom it concerns. True where there was something to do.
     #[inline]
-    fn sweep(&mut self) -> bool {
-        let sweep = self.worker.sweep(self.clock.now());
+    fn sweep(&mut self, now: Nanos) -> bool {
+        let sweep = self.worker.sweep(now);
         if sweep.has_events {
             self.control.unpark();
         }
@@ -106,7 +107,7 @@ impl<D: Driver> WorkerThread<D> {
         self.published.worker.is_asleep.store(1, Relaxed);
         fence(SeqCst);
         // A last look: what came before the store above rang no bell.
-        if !self.sweep() && !self.is_stopping.load(Relaxed) {
+        if !self.sweep(self.clock.now()) && !self.is_stopping.load(Relaxed) {
             self.worker.driver().wait(SLEEP_MAX);
         }
         self.published.worker.is_asleep.store(0, Relaxed);

@@ -57,6 +57,8 @@ def node_config(state, topology, host):
             "roles": [host.role],
             "workers": host.workers,
             "idle": "adaptive",
+            # A whole overlay shares this machine: the scheduler spreads it better than one node's own placement can.
+            "pin": False,
             "socket": str(state.socket(host.name)),
         },
         "tls": tls_files(state, host.name),
