@@ -164,12 +164,6 @@ impl Bitmap {
         None
     }
 
-    /// How many slots are in.
-    #[inline]
-    pub fn count(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
     /// True where none is in.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -184,6 +178,19 @@ impl Iterator for Bitmap {
     #[inline]
     fn next(&mut self) -> Option<usize> {
         self.pop()
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let count = self.count();
+        (count, Some(count))
+    }
+
+    // Several times a sweep: must not walk the bits. (An inherent `count(&self)` would not help, for a call on a
+    // value finds `Iterator::count` first.)
+    #[inline]
+    fn count(self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 }
 
