@@ -312,10 +312,21 @@ fn repair(packet: &mut [u8]) {
     write(packet, ip4::CHECKSUM, &field.to_be_bytes());
 }
 
+const RELAY_AT: usize = ip4::HEADER_BYTES + udp::HEADER_BYTES;
+
+/// Makes a relay packet the one after it, with the same inner packet; leaves others alone.
+fn next_in_sequence(packet: &mut [u8]) {
+    if let Some(payload) = packet.get_mut(RELAY_AT..)
+        && let Ok(header) = relay::parse(payload)
+    {
+        relay::emit(payload, &Header { sequence: header.sequence + 1, ..header }, &KEY);
+        write(packet, ip4::HEADER_BYTES + udp::CHECKSUM, &[0, 0]);
+    }
+}
+
 /// Gives a relay packet a right tag, whatever its header says, and no UDP checksum: what a hostile neighbour could
 /// send that knows the keys.
 fn retag(packet: &mut [u8]) {
-    const RELAY_AT: usize = ip4::HEADER_BYTES + udp::HEADER_BYTES;
     if packet.len() < RELAY_AT + relay::HEADER_BYTES {
         return;
     }
@@ -401,8 +412,9 @@ fn perform(node: &mut Node, action: Action) {
         }
         Action::Bytes(worker, bytes) => node.workers[worker].driver().put(0, &bytes),
         Action::Burst { worker, template, sequence } => {
-            for n in 0..PACKET_SLOTS as u64 {
-                let packet = templates(worker, sequence + n).swap_remove(template);
+            let mut packet = templates(worker, sequence).swap_remove(template);
+            for _ in 0..PACKET_SLOTS {
+                next_in_sequence(&mut packet);
                 node.workers[worker].driver().put(0, &packets::frame(MAC, [2; 6], &packet));
             }
         }
