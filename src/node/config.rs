@@ -18,6 +18,10 @@ use crate::{
 /// Ports a node reserves at least: one for relay packets, the rest for NAT.
 pub const PORTS_MIN: u16 = 1024;
 
+/// UMEM frames of a worker where the file says nothing: 64 MiB, so that a burst that comes while the worker is off
+/// its core finds some thousands of frames on each interface.
+const FRAMES_DEFAULT: u32 = 32 * FRAMES_STEP;
+
 /// UMEM frames of a worker are allocated in steps of one hugepage.
 pub const FRAMES_STEP: u32 = (2 << 20) / limits::FRAME_SIZE as u32;
 
@@ -348,7 +352,7 @@ fn read_limits(file: &ConfigFile, table: &LimitsTable) -> Result<NodeLimits, Con
     let slots = number("slots", &table.slots, 65_536, limits::CT_SLOTS_MAX)?;
     let bindings = number("bindings", &table.bindings, 65_536, limits::CT_SLOTS_MAX)?;
     let frames = match &table.frames {
-        None => 4 * FRAMES_STEP,
+        None => FRAMES_DEFAULT,
         Some(value) => {
             let frames = file.number_in("limits.frames", value, 4 * FRAMES_STEP..=1 << 20)?;
             if !frames.is_multiple_of(FRAMES_STEP) {

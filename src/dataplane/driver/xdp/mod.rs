@@ -59,7 +59,7 @@ use super::{super::packet::Bitmap, Driver, DriverStatistics, Frames, Received, T
 use crate::limits::PACKET_SLOTS;
 
 /// Entries of each ring of each socket.
-const RING_ENTRIES: u32 = 2048;
+const RING_ENTRIES: u32 = 4096;
 
 /// How a socket shares frames with the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
