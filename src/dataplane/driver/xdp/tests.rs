@@ -346,7 +346,7 @@ fn a_full_transmit_ring_leaves_the_rest_with_the_caller_and_goes_on_when_the_lin
             assert_eq!(packet[10..14], (n as u32).to_be_bytes());
         }
         assert_eq!(driver.receive(&mut []), 0);
-        assert_eq!(driver.sockets[0].frames() + driver.memory.free(), 6 * FRAMES as usize);
+        assert_eq!(driver.sockets[0].frames() + driver.memory.free(), 12 * FRAMES as usize);
     });
 }
 
