@@ -172,7 +172,7 @@ impl Carrier {
         if length > self.mtu {
             return drops.count(Reason::TooBig);
         }
-        let datagram = &mut up.next()[..HEADER_BYTES + length];
+        let datagram = &mut up.next_place()[..HEADER_BYTES + length];
         match &mut self.state {
             State::Open(live) if live.session.is_ready() => {
                 live.session.seal(datagram);
@@ -227,7 +227,7 @@ impl Carrier {
             return;
         }
         for datagram in std::mem::take(&mut self.waiting) {
-            up.next()[..datagram.len()].copy_from_slice(&datagram);
+            up.next_place()[..datagram.len()].copy_from_slice(&datagram);
             self.submit(datagram.len() - HEADER_BYTES, up, drops);
         }
         self.flush(up, drops);

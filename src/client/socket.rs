@@ -118,16 +118,16 @@ impl Batch {
     }
 
     /// The next free place, to be filled and then taken by [`Batch::push`]. Panics where the batch is full.
-    pub fn next(&mut self) -> &mut [u8; DATAGRAM_BYTES] {
+    pub fn next_place(&mut self) -> &mut [u8; DATAGRAM_BYTES] {
         &mut self.bytes[self.count]
     }
 
     /// The part of the next free place where the inner packet goes.
     pub fn next_inner(&mut self) -> &mut [u8] {
-        &mut self.next()[HEADER_BYTES..]
+        &mut self.next_place()[HEADER_BYTES..]
     }
 
-    /// The first `length` bytes of the place that [`Batch::next`] gave are a datagram.
+    /// The first `length` bytes of the place that [`Batch::next_place`] gave are a datagram.
     pub fn push(&mut self, length: usize) {
         self.lengths[self.count] = length;
         self.count += 1;
@@ -215,7 +215,7 @@ mod tests {
         let (socket, entry) = pair();
         let mut batch = Batch::new();
         for i in 0..BATCH {
-            batch.next()[..100].fill(i as u8);
+            batch.next_place()[..100].fill(i as u8);
             batch.push(i + 1);
         }
         assert!(batch.is_full());

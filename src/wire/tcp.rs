@@ -51,7 +51,7 @@ pub fn clamp_mss(segment: &mut [u8], mss: u16) -> bool {
                     return false;
                 }
                 // An option may start at an odd offset; then the value straddles two checksum words.
-                let word = at + 2 & !1;
+                let word = (at + 2) & !1;
                 let span = if (at + 2).is_multiple_of(2) { 2 } else { 4 };
                 let mut delta = Delta::default();
                 let before: [u8; 4] = std::array::from_fn(|i| if i < span { segment[word + i] } else { 0 });

@@ -207,7 +207,7 @@ impl Flow {
                 let mut path = vec![self.source / 2];
                 loop {
                     let half = self.arcs[index].to;
-                    if half % 2 == 0 {
+                    if half.is_multiple_of(2) {
                         path.push(half / 2);
                     }
                     if half == self.target {
