@@ -38,7 +38,7 @@ pub const WINDOW_BITS: usize = 2048;
 pub const WAITING_MAX: usize = 1024;
 
 /// Packets a worker can have on the way to another worker.
-pub const HANDOFF_RING: usize = 512;
+pub const HANDOFF_RING: usize = 2048;
 
 /// Commands from the control core to a worker.
 pub const COMMAND_RING: usize = 4096;
