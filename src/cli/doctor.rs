@@ -13,7 +13,12 @@ use nix::{
 use serde::Serialize;
 
 use super::{Failure, print};
-use crate::{limits, node::config::NodeConfig, rpc::token, telemetry::table::Table};
+use crate::{
+    limits,
+    node::config::{FRAMES_DEFAULT, NodeConfig},
+    rpc::token,
+    telemetry::table::Table,
+};
 
 /// The first kernel with what is used here: bpf_link for XDP (5.9), AF_XDP with shared UMEM (5.10), and memory of
 /// BPF maps no longer counted against RLIMIT_MEMLOCK (5.11).
@@ -104,9 +109,9 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
         Some(Ok(config)) => (vec![Finding::ok("config", format!("node '{}'", config.name))], Some(config)),
         Some(Err(error)) => (vec![Finding::missing("config", error.to_string(), "correct the file")], None),
     };
-    let frame_bytes = config
-        .as_ref()
-        .map_or(8 << 20, |config| config.workers as u64 * u64::from(config.limits.frames) * limits::FRAME_SIZE as u64);
+    let frame_bytes = config.as_ref().map_or(u64::from(FRAMES_DEFAULT) * limits::FRAME_SIZE as u64, |config| {
+        config.workers as u64 * u64::from(config.limits.frames) * limits::FRAME_SIZE as u64
+    });
     let status = text("/proc/self/status");
     let memlock = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
     findings.extend([

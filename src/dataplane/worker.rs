@@ -231,15 +231,12 @@ impl<D: Driver> Worker<D> {
                 self.tell(if is_kept { Event::BindingKept { index } } else { Event::BindingFreed { index } });
             }
             Command::Resume { waiting } => {
-                if let Some((packet, node)) = self.context.waiting.take(waiting)
-                    && self.context.inject(packet, node).is_none()
-                {
-                    self.drop_waiting(packet, Reason::NoSlot);
+                if let Some((packet, node)) = self.context.waiting.take(waiting) {
+                    self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
                 }
             }
             Command::Refuse { waiting, reason } => {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
-                    add(&self.context.published.worker.injected, 1);
                     self.drop_waiting(packet, reason);
                 }
             }
@@ -321,13 +318,12 @@ impl<D: Driver> Worker<D> {
         payload.fill(0);
         write(payload, probe::SENT, &self.context.now.to_be_bytes());
         outer::rewrite(frames, &mut packet, &self.context.identity, &probe::link_to(&peer, peer.key));
-        if self.context.inject(packet, NodeId::IpOutput).is_none() {
-            self.context.finished.push(frame);
-        }
+        self.context.inject(packet, NodeId::IpOutput).expect("apply_commands leaves room for one packet");
     }
 
     /// A packet that waited ends without having gone through the graph again.
     fn drop_waiting(&mut self, packet: Packet, reason: Reason) {
+        add(&self.context.published.worker.injected, 1);
         add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
         add(&self.context.published.worker.dropped, 1);
         self.context.finished.push(packet.frame);

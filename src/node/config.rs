@@ -20,7 +20,7 @@ pub const PORTS_MIN: u16 = 1024;
 
 /// UMEM frames of a worker where the file says nothing: 64 MiB, so that a burst that comes while the worker is off
 /// its core finds some thousands of frames on each interface.
-const FRAMES_DEFAULT: u32 = 32 * FRAMES_STEP;
+pub const FRAMES_DEFAULT: u32 = 32 * FRAMES_STEP;
 
 /// UMEM frames of a worker are allocated in steps of one hugepage.
 pub const FRAMES_STEP: u32 = (2 << 20) / limits::FRAME_SIZE as u32;
