@@ -76,13 +76,13 @@ fn a_second_node_with_the_same_ports_is_refused_by_the_owners_name() {
 #[test]
 fn wrong_configurations_are_refused_by_file_and_field() {
     let directory = tempfile::tempdir().unwrap();
-    let node = "[node]\nname = \"n\"\naddress = \"192.0.2.1\"\ninterfaces = [\"e0\"]\ncontrol = \"192.0.2.1:4433\"\n\
+    let node = "[node]\nname = \"n\"\naddress = \"192.0.2.1\"\ninterfaces = [\"lo\"]\ncontrol = \"192.0.2.1:4433\"\n\
                 ports = \"40000-49999\"\nroles = [\"relay\"]\n[tls]\nca = \"ca.pem\"\ncertificate = \"n.pem\"\n\
                 key = \"n.key\"\n[controller]\naddress = \"192.0.2.2:4433\"\n";
     for (command, config, complaint) in [
         ("node", node.replace("40000-49999", "40000"), "ports"),
         ("node", node.replace("relay", "lighthouse"), "roles"),
-        ("node", node.replace("[\"e0\"]", "[]"), "interfaces"),
+        ("node", node.replace("[\"lo\"]", "[]"), "interfaces"),
         ("node", node.replace("name =", "nome ="), "nome"),
         ("node", node.replace("192.0.2.1\"", "192.0.2\""), "address"),
         ("node", "[node".to_owned(), "bad.toml"),
