@@ -7,3 +7,7 @@ mod faults;
 mod operation;
 mod support;
 mod traffic;
+/// An example is either run or tested: `cargo test` builds the wire for the testbed, and tests it from here.
+#[allow(dead_code, reason = "its main is the example's")]
+#[path = "../../vm-testbed/wire.rs"]
+mod wire;

@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -247,19 +247,11 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The wire program, built beside the program under test.
+/// The wire program. A whole `cargo test` builds it beside the program under test, as it builds all examples.
 fn wire() -> PathBuf {
-    static BUILT: Once = Once::new();
-    let profile = Path::new(STARNET).parent().unwrap();
-    BUILT.call_once(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", "wire"]).current_dir(root());
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "cargo build --example wire failed");
-    });
-    profile.join("examples/wire")
+    let wire = Path::new(STARNET).with_file_name("examples").join("wire");
+    assert!(wire.exists(), "{} is missing: cargo build --example wire", wire.display());
+    wire
 }
 
 /// The same in each run, so that a run finds what an earlier one left; another one in another checkout.
