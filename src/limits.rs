@@ -31,8 +31,8 @@ pub const WORKERS_MAX: usize = 64;
 /// Conntrack slots a worker can have: `ct_index` has 24 bits for them.
 pub const CT_SLOTS_MAX: usize = 1 << 24;
 
-/// Sequence numbers the duplicate window looks back over.
-pub const WINDOW_BITS: usize = 2048;
+/// Sequence numbers the duplicate window looks back over: at 50,000 packets a second, paths that differ by 160 ms.
+pub const WINDOW_BITS: usize = 8192;
 
 /// Packets of a worker that wait for the control core (a new flow's first, or an unresolved neighbour's).
 pub const WAITING_MAX: usize = 1024;

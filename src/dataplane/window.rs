@@ -97,7 +97,7 @@ mod tests {
     proptest::proptest! {
         /// Against the obvious model: a set of all numbers ever marked.
         #[test]
-        fn agrees_with_a_set(steps in proptest::collection::vec((0u64..3000, 0u64..2), 1..400)) {
+        fn agrees_with_a_set(steps in proptest::collection::vec((0..DEPTH * 3 / 2, 0u64..2), 1..400)) {
             let mut window = Window::default();
             let mut seen = HashSet::new();
             for (distance, forward) in steps {
