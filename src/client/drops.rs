@@ -1,31 +1,8 @@
 //! Every reason for which the client drops a packet: its name, one sentence, and how often it happened.
 
-macro_rules! reasons {
-    ($($name:ident $text:literal $sentence:literal)*) => {
-        /// Why a packet was dropped.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-        pub enum Reason { $(#[doc = $sentence] $name),* }
-
-        impl Reason {
-            /// How many there are.
-            pub const COUNT: usize = [$(Reason::$name),*].len();
-            /// All of them, by number.
-            pub const ALL: [Reason; Self::COUNT] = [$(Reason::$name),*];
-
-            /// The name in counters.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-
-            /// What it means, in one sentence.
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$name => $sentence),* }
-            }
-        }
-    };
-}
-
-reasons! {
+crate::telemetry::named::counters! {
+    /// Why a packet was dropped.
+    pub enum Reason;
     TooShort "too_short" "From the entry: fewer bytes than the relay header."
     BadVersion "bad_version" "From the entry: a version of the relay header that this client does not speak."
     UnknownKind "unknown_kind" "From the entry: a relay packet of a kind there is none of."

@@ -8,7 +8,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use super::{
     bindings::Bindings,
     command::{Event, PuntCause},
-    conntrack::Slot,
+    conntrack::{Link, Slot},
     driver::Frames,
     fan::Fan,
     forwarding::Identity,
@@ -131,6 +131,31 @@ impl Context {
         add(&self.published.nodes[node as usize].next[next as usize], 1);
         self.pending[next as usize].insert(copy);
         Some(copy)
+    }
+
+    /// The packet goes down every path of a fan: the last one takes the packet itself, the others take copies, so
+    /// that with one path nothing is copied. `address` writes the headers for one path.
+    #[inline]
+    pub(super) fn fan_out(
+        &mut self,
+        frames: &mut Frames,
+        slot: usize,
+        fan: usize,
+        node: NodeId,
+        address: impl Fn(&mut Frames, &mut Packet, &Identity, &Link),
+    ) -> Verdict {
+        let links = self.fans[fan].links;
+        let Some(last) = links.iter().rposition(Option::is_some) else { return Verdict::Drop(Reason::NoPath) };
+        for (path, link) in links.iter().enumerate() {
+            let Some(link) = link else { continue };
+            let taken = if path == last { Some(slot) } else { self.copy(frames, slot, node, NodeId::IpOutput) };
+            if let Some(taken) = taken {
+                let packet = &mut self.packets[taken];
+                packet.path = path as u8;
+                address(frames, packet, &self.identity, link);
+            }
+        }
+        Verdict::Next(NodeId::IpOutput)
     }
 
     /// To the control core with it; it goes on at `resume_at` when that answers.

@@ -2,33 +2,9 @@
 //!
 //! A counter is called `<node>.drop.<reason>`; nothing is dropped without one.
 
-macro_rules! reasons {
-    ($($name:ident $text:literal $sentence:literal)*) => {
-        /// Why a packet was dropped.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-        #[repr(u8)]
-        pub enum Reason { $(#[doc = $sentence] $name),* }
-
-        impl Reason {
-            /// How many there are.
-            pub const COUNT: usize = [$(Reason::$name),*].len();
-            /// All of them, by number.
-            pub const ALL: [Reason; Self::COUNT] = [$(Reason::$name),*];
-
-            /// The name in counters.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-
-            /// What it means, in one sentence.
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$name => $sentence),* }
-            }
-        }
-    };
-}
-
-reasons! {
+crate::telemetry::named::counters! {
+    /// Why a packet was dropped.
+    pub enum Reason;
     TooShort "too_short" "The packet ends before the header this node reads."
     BadLength "bad_length" "A length field says more than there is, or less than a header."
     BadVersion "bad_version" "The version field is one this node does not speak."

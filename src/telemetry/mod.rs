@@ -1,6 +1,7 @@
 //! What can be seen of a node from outside.
 
 pub mod histogram;
+pub(crate) mod named;
 pub mod operator;
 pub mod show;
 pub mod table;

@@ -3,12 +3,11 @@
 //! Path: relay_input -> here -> ip_output (once a path) | drop.
 //! Reads: l3, slot, kind, sequence. Writes: path, destination, and the same of the copies.
 //!
-//! The last path takes the packet itself, the others take copies: with one path nothing is copied.
+//! A newer authentic keep-alive says where the client is now: downward packets go there from then on.
 
 use super::prelude::*;
 use crate::{
     dataplane::outer,
-    limits::PATHS_MAX,
     wire::{ip4, read_u16, read_u32, relay, udp},
 };
 
@@ -27,22 +26,7 @@ fn entry_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict 
             session.up.port = read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE);
         }
     }
-    let Some(last) = fan.links.iter().rposition(Option::is_some) else { return Verdict::Drop(Reason::NoPath) };
-    for path in 0..PATHS_MAX {
-        let Some(link) = context.fans[fan_index].links[path] else { continue };
-        let taken = if path == last {
-            slot
-        } else {
-            match context.copy(frames, slot, NodeId::EntryUp, NodeId::IpOutput) {
-                Some(copy) => copy,
-                None => continue,
-            }
-        };
-        let packet = &mut context.packets[taken];
-        packet.path = path as u8;
-        outer::rewrite(frames, packet, &context.identity, &link);
-    }
-    Verdict::Next(NodeId::IpOutput)
+    context.fan_out(frames, slot, fan_index, NodeId::EntryUp, outer::rewrite)
 }
 
 #[cfg(test)]

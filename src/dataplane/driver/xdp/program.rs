@@ -44,34 +44,10 @@ impl std::fmt::Display for AttachMode {
     }
 }
 
-macro_rules! verdicts {
-    ($($name:ident $text:literal $sentence:literal)*) => {
-        /// What the XDP program did with a packet; each verdict has a counter.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-        #[repr(u8)]
-        pub enum Verdict { $(#[doc = $sentence] $name),* }
-
-        impl Verdict {
-            /// How many there are.
-            pub const COUNT: usize = [$(Verdict::$name),*].len();
-            /// All of them, by number.
-            pub const ALL: [Verdict; Self::COUNT] = [$(Verdict::$name),*];
-
-            /// The name in counters.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-
-            /// What it means, in one sentence.
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$name => $sentence),* }
-            }
-        }
-    };
-}
-
 // The order is that of `enum verdict` in bpf/starnet.bpf.c; the tests below compare every one.
-verdicts! {
+crate::telemetry::named::counters! {
+    /// What the XDP program did with a packet; each verdict has a counter.
+    pub enum Verdict;
     XskUdp "xsk_udp" "To the socket: UDP to a reserved port."
     XskTcp "xsk_tcp" "To the socket: TCP to a reserved port."
     XskIcmpQuery "xsk_icmp_query" "To the socket: an ICMP echo reply with a reserved identifier."
