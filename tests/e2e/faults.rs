@@ -2,6 +2,8 @@
 
 use std::{net::Ipv4Addr, thread, time::Duration};
 
+use serde_json::Value;
+
 use crate::support::{ENTRY, Program, STARNET, Testbed, WWW, eventually, noise, text};
 
 #[test]
@@ -59,6 +61,43 @@ fn two_lossy_paths_lose_far_less_than_one() {
     // Both ways at 0.25% each: 20 of 4000 are expected. One path would lose 390.
     let lost = came.iter().filter(|times| **times == 0).count();
     assert!(lost < 50, "{lost} of {COUNT} round trips were lost");
+}
+
+#[test]
+fn a_session_starts_with_the_paths_that_work_and_names_the_others() {
+    let testbed = Testbed::up("partial", "default");
+    testbed.netns(&["stop", "client"]);
+    // The control centre does not know yet: the client plans over the dead relay too.
+    testbed.netns(&["stop", "--signal", "KILL", "relay-a"]);
+    testbed.netns(&["start", "client"]);
+    eventually("the session over the other path", || reaches_server(&testbed).then_some(()));
+    let sessions = testbed.show("client", "sessions");
+    assert_eq!(sessions[0]["paths"], 1, "{sessions}");
+    let paths = testbed.show("client", "paths");
+    let of = |relay: &str| {
+        let through = |path: &&Value| path["nodes"].as_array().unwrap().iter().any(|node| node == relay);
+        paths.as_array().unwrap().iter().find(through).map(|path| path["state"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(of("relay-b").as_deref(), Some("open"), "{paths}");
+    let failure = of("relay-a").expect("the failed path is shown");
+    assert!(failure.contains("did not answer") && failure.contains("relay-a"), "{failure}");
+}
+
+#[test]
+fn a_forbidden_destination_is_refused_by_the_exit() {
+    let testbed = Testbed::up("denied", "default");
+    let config = testbed.forwarding_client(&testbed.directory().join("tls/client.token"));
+    let client =
+        [STARNET, "client", "--config", config.to_str().unwrap(), "--forward", "udp:127.0.0.1:6000=10.255.0.1:53"];
+    let client = testbed.spawn("client", &client);
+    // A forwarded UDP port may open its session with the first datagram.
+    let socket = testbed.udp("client", (Ipv4Addr::LOCALHOST, 0));
+    for _ in 0..20 {
+        let _ = socket.send_to(b"anyone?", (Ipv4Addr::LOCALHOST, 6000));
+        thread::sleep(Duration::from_millis(100));
+    }
+    let said = client.stop();
+    assert!(said.contains("the exit's policy forbids the destination (at exit)"), "{said}");
 }
 
 #[test]

@@ -183,6 +183,13 @@ impl Drop for Testbed {
 pub(crate) struct Program(Child);
 
 impl Program {
+    /// Ends it by SIGTERM; what it said on stdout and stderr.
+    pub(crate) fn stop(self) -> String {
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.output().1
+    }
+
     /// Waits for its end; exit status and what it said on stdout and stderr.
     pub(crate) fn output(mut self) -> (Option<i32>, String) {
         let status = eventually("a program's end", || self.0.try_wait().unwrap());
