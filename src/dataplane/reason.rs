@@ -40,6 +40,7 @@ crate::telemetry::named::counters! {
     Unresolved "unresolved" "The next hop did not answer: its MAC address is unknown."
     InterfaceDown "interface_down" "The interface to the next hop is down."
     UnknownPeer "unknown_peer" "A probe from or to a node that is not a neighbour."
+    PeerUnreachable "peer_unreachable" "An ICMP error about a relay packet: the next node, or the client, is not there."
     NoSlot "no_slot" "No packet slot or frame was free for a copy."
     WaitingFull "waiting_full" "Too many packets wait for the control core."
     EventRingFull "event_ring_full" "The ring to the control core is full."

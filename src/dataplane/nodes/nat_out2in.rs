@@ -39,6 +39,9 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     };
     let (protocol, port, remote) = match &quote {
         Some(quote) if quote.source.0 != context.identity.address => return Verdict::Drop(Reason::NotOurs),
+        Some(quote) if quote.protocol == ip4::UDP && quote.source.1 == context.identity.data_port => {
+            return Verdict::Drop(Reason::PeerUnreachable);
+        }
         Some(quote) => (quote.protocol, Some(quote.source.1), quote.destination),
         None => {
             let remote = nat::port(transport, header.protocol, Side::Source).unwrap_or_default();
@@ -179,6 +182,8 @@ mod tests {
         bench.expect_drop(about(&udp_packet((CLIENT, 41_000), (SERVER, 53), b"")), "nat_out2in.drop.not_ours");
         bench.expect_drop(about(&udp_packet((US, 41_002), (SERVER, 53), b"")), "nat_out2in.drop.no_mapping");
         bench.expect_drop(about(&udp_packet((US, 22), (SERVER, 53), b"")), "nat_out2in.drop.not_our_port");
+        let relayed = udp_packet((US, DATA_PORT), (DOWNSTREAM, DATA_PORT), b"");
+        bench.expect_drop(about(&relayed), "nat_out2in.drop.peer_unreachable");
         bench.expect_drop(about(&packet(US, SERVER, 47, &[0; 16])), "nat_out2in.drop.unknown_protocol");
         bench.expect_drop(about(&[0x45]), "nat_out2in.drop.too_short");
         let mut broken = about(&udp_packet((US, 41_000), (SERVER, 53), b""));
