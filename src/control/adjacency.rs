@@ -121,6 +121,8 @@ impl Control {
                     *interface = now;
                 }
             }
+            // That it is down was told before; there is nobody left to serve through it.
+            KernelEvent::InterfaceRemoved { .. } => {}
         }
     }
 

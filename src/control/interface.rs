@@ -89,6 +89,11 @@ pub enum KernelEvent {
         /// As it is now.
         now: Interface,
     },
+    /// An interface was removed, and its sockets with it: nothing goes through it until the node starts anew.
+    InterfaceRemoved {
+        /// The driver's number of the interface.
+        interface: u8,
+    },
 }
 
 /// What is to be done.

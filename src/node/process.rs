@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     config_file::ConfigError,
-    control::{Control, ControlConfig},
+    control::{Control, ControlConfig, KernelEvent},
     dataplane::{
         driver::xdp::{self, AttachedInterface, Pages, Reserved, Waker, XdpDriver},
         forwarding::{Identity, Interface},
@@ -86,6 +86,11 @@ pub enum NodeError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// An interface was taken away while the node ran.
+    #[error(
+        "interface '{0}' was removed while the node ran (unplugged, its driver unloaded, or moved to another namespace); start the node again when it is back"
+    )]
+    InterfaceRemoved(String),
     /// A thread ended although it was not told to.
     #[error("the {0} thread ended unexpectedly; this is a defect, please report it with the log")]
     Ended(String),
@@ -102,6 +107,7 @@ impl NodeError {
 enum End {
     Signal,
     Thread(String),
+    Interface(String),
 }
 
 /// Runs the node that the file at `path` describes until a signal (SIGINT, SIGTERM, SIGHUP) ends it.
@@ -119,9 +125,13 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let tls = Tls::load(&config.tls.ca, &config.tls.certificate, &config.tls.key, &node_dns_name(&config.name))?;
     let network = Network::bind(&config, &tls)?;
     let (control, inputs) = control_thread::inputs();
-    let to_control = control.clone();
-    let (kernel, interfaces) =
-        KernelMirror::start(&config.interfaces, move |event| to_control.send(Input::Kernel(event)))?;
+    let (to_control, removed, names) = (control.clone(), end.clone(), config.interfaces.clone());
+    let (kernel, interfaces) = KernelMirror::start(&config.interfaces, move |event| {
+        if let KernelEvent::InterfaceRemoved { interface } = event {
+            let _ = removed.send(End::Interface(names[usize::from(interface)].clone()));
+        }
+        to_control.send(Input::Kernel(event));
+    })?;
     claim.left_reserved().iter().for_each(|ports| kernel::release_ports(ports));
     let reservation = kernel::reserve_ports(ports.first, ports.last);
     if let Err(error) = claim.note_reserved(&reservation.added()) {
@@ -148,6 +158,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     match end {
         End::Signal => Ok(()),
         End::Thread(name) => Err(NodeError::Ended(name)),
+        End::Interface(name) => Err(NodeError::InterfaceRemoved(name)),
     }
 }
 

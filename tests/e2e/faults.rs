@@ -120,6 +120,54 @@ fn a_restarted_exit_gets_its_sessions_back() {
 }
 
 #[test]
+fn a_link_that_flaps_keeps_the_flows_through_it() {
+    let testbed = Testbed::up("flap", "default");
+    testbed.udp_echo("www", (WWW, 7000));
+    let socket = testbed.udp("client", (Ipv4Addr::UNSPECIFIED, 0));
+    socket.connect((WWW, 7000)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut buffer = [0; 100];
+    let mut echo = || {
+        socket.send(b"still there?").unwrap();
+        socket.recv(&mut buffer).ok()
+    };
+    eventually("the first echo", &mut echo);
+    let session = || testbed.show("client", "sessions")[0]["session"].clone();
+    let before = session();
+    assert!(before.is_string());
+    let ip = |words: &str| {
+        let output = testbed.run("exit", &["sh", "-c", words]);
+        assert!(output.status.success(), "{words}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // The kernel forgets the routes of a link that goes down; an operator's daemon would bring them back.
+    let routes = ip("ip route show dev www");
+    ip("ip link set www down");
+    assert_eq!(echo(), None);
+    ip("ip link set www up");
+    for route in routes.lines().filter(|route| !route.contains("proto kernel")) {
+        ip(&format!("ip route add {route} dev www"));
+    }
+    eventually("an echo after the link is back", &mut echo);
+    assert_eq!(session(), before, "no new session was needed");
+}
+
+#[test]
+fn a_node_whose_interface_is_removed_says_so_and_ends() {
+    let testbed = Testbed::up("unplug", "default");
+    let output = testbed.run("exit", &["ip", "link", "delete", "dns"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = testbed.directory().join("log/exit.log");
+    eventually("the node's last words", || {
+        std::fs::read_to_string(&log).unwrap().contains("interface 'dns' was removed").then_some(())
+    });
+    eventually("the node's end", || {
+        let status: Value = serde_json::from_str(&testbed.netns(&["status", "--json"])).unwrap();
+        status["hosts"]["exit"]["pid"].is_null().then_some(())
+    });
+}
+
+#[test]
 fn noise_and_forgeries_are_dropped_with_a_reason() {
     let testbed = Testbed::up("noise", "default");
     let socket = testbed.udp("client", (Ipv4Addr::UNSPECIFIED, 0));

@@ -225,7 +225,12 @@ impl Mirror {
     ) -> bool {
         match change {
             RouteNetlinkMessage::NewLink(link) => self.on_link(&Link::parse(link), events),
-            RouteNetlinkMessage::DelLink(link) => self.on_link(&Link { is_up: false, ..Link::parse(link) }, events),
+            // Of another family it tells that the link left a bridge, not that it is gone.
+            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                let is_route_change = self.on_link(&Link { is_up: false, ..Link::parse(link) }, events);
+                self.on_removed(link.header.index, events);
+                is_route_change
+            }
             RouteNetlinkMessage::NewNeighbour(message) => {
                 self.on_neighbour(message, false, now, events);
                 false
@@ -257,6 +262,12 @@ impl Mirror {
         *old = now;
         events.push(KernelEvent::Interface { interface: number as u8, now });
         is_route_change
+    }
+
+    fn on_removed(&self, index: u32, events: &mut Vec<KernelEvent>) {
+        if let Some(number) = self.interfaces.iter().position(|interface| interface.index == index) {
+            events.push(KernelEvent::InterfaceRemoved { interface: number as u8 });
+        }
     }
 
     fn on_neighbour(
@@ -309,11 +320,15 @@ impl Mirror {
         }
     }
 
-    /// All links as they are now. One of ours that is missing is down.
+    /// All links as they are now. One of ours that is missing was removed.
     pub(super) fn on_links(&mut self, links: &[Link], events: &mut Vec<KernelEvent>) {
         for index in self.interfaces.iter().map(|interface| interface.index).collect::<Vec<_>>() {
-            let missing = Link { index, name: String::new(), mac: None, mtu: 0, is_up: false };
-            self.on_link(links.iter().find(|link| link.index == index).unwrap_or(&missing), events);
+            if let Some(link) = links.iter().find(|link| link.index == index) {
+                self.on_link(link, events);
+            } else {
+                self.on_link(&Link { index, name: String::new(), mac: None, mtu: 0, is_up: false }, events);
+                self.on_removed(index, events);
+            }
         }
     }
 
@@ -591,6 +606,25 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_that_is_gone_is_told_and_one_that_left_a_bridge_is_not() {
+        const REMOVED: KernelEvent = KernelEvent::InterfaceRemoved { interface: 1 };
+        let mut bridge_port = link(9, LinkFlags::Up, 1500);
+        bridge_port.header.interface_family = AddressFamily::Bridge;
+        let mut events = Vec::new();
+        let mut mirror = Mirror::new(interfaces());
+        assert!(!mirror.on_change(&RouteNetlinkMessage::DelLink(bridge_port), 0, &mut events));
+        assert_eq!(events, []);
+        mirror.on_change(&RouteNetlinkMessage::DelLink(link(9, LinkFlags::Up, 1500)), 0, &mut events);
+        assert_eq!(events.last(), Some(&REMOVED));
+        assert_eq!(events.len(), 2, "first that it is down: {events:?}");
+
+        events.clear();
+        let still_there = Link::parse(&link(7, LinkFlags::Up | LinkFlags::LowerUp, 1500));
+        Mirror::new(interfaces()).on_links(&[still_there], &mut events);
+        assert_eq!(events.last(), Some(&REMOVED), "the message was lost; the dump shows it");
+    }
+
+    #[test]
     fn carrier_mtu_and_removal_of_our_interfaces_are_told() {
         let both = LinkFlags::Up | LinkFlags::LowerUp;
         let mut mirror = Mirror::new(interfaces());
@@ -609,15 +643,5 @@ mod tests {
         assert_eq!(told(RouteNetlinkMessage::NewLink(link(9, both, 70_000))), (Some((true, u16::MAX)), true));
         assert_eq!(told(RouteNetlinkMessage::DelLink(link(9, both, 1400))), (Some((false, 1400)), true));
         assert_eq!(told(RouteNetlinkMessage::NewLink(link(8, both, 1400))), (None, false), "not ours");
-    }
-
-    #[test]
-    fn an_interface_missing_from_a_dump_is_down() {
-        let mut mirror = Mirror::new(interfaces());
-        let up = Link::parse(&link(7, LinkFlags::Up | LinkFlags::LowerUp, 1500));
-        let mut events = Vec::new();
-        mirror.on_links(&[up], &mut events);
-        let now = Interface { is_up: false, ..interfaces()[1] };
-        assert_eq!(events, [KernelEvent::Interface { interface: 1, now }]);
     }
 }
