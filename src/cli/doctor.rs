@@ -139,7 +139,17 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
+
+/// What a node needs, and whether CAP_SYS_ADMIN implies it. (CAP_PERFMON: the verifier lets only its holder compare
+/// pointers into a packet with offsets it cannot bound.) CAP_IPC_LOCK is weighed with the limit of locked memory.
+const CAPABILITIES: [(u32, &str, bool); 4] = [
+    (CAP_NET_ADMIN, "CAP_NET_ADMIN", false),
+    (CAP_NET_RAW, "CAP_NET_RAW", false),
+    (CAP_PERFMON, "CAP_PERFMON", true),
+    (CAP_BPF, "CAP_BPF", true),
+];
 
 fn has_capability(status: &str, capability: u32) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -148,16 +158,17 @@ fn has_capability(status: &str, capability: u32) -> bool {
 }
 
 fn capabilities(status: &str) -> Finding {
-    let mut missing = Vec::new();
-    for (number, name) in [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_NET_RAW, "CAP_NET_RAW"), (CAP_BPF, "CAP_BPF")] {
-        let is_implied = number == CAP_BPF && has_capability(status, CAP_SYS_ADMIN);
-        if !has_capability(status, number) && !is_implied {
-            missing.push(name);
-        }
-    }
-    match missing.as_slice() {
-        [] => Finding::ok("privileges", "CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF"),
-        missing => Finding::missing("privileges", format!("no {}", missing.join(", no ")), "run as root"),
+    let is_held = |&(number, _, is_implied): &(u32, &str, bool)| {
+        has_capability(status, number) || is_implied && has_capability(status, CAP_SYS_ADMIN)
+    };
+    let (held, missing): (Vec<_>, Vec<_>) = CAPABILITIES.iter().partition(|&capability| is_held(capability));
+    let names =
+        |of: Vec<&(u32, &str, bool)>, joint| of.iter().map(|(_, name, _)| *name).collect::<Vec<_>>().join(joint);
+    if missing.is_empty() {
+        Finding::ok("privileges", names(held, ", "))
+    } else {
+        let missing = names(missing, ", no ");
+        Finding::missing("privileges", format!("no {missing}"), "run as root, or see AmbientCapabilities= of systemd")
     }
 }
 
@@ -278,8 +289,11 @@ mod tests {
     fn each_capability_is_asked_for() {
         assert_eq!(capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n").state, State::Ok);
         let none = capabilities("CapEff:\t0000000000000000\n");
-        assert_eq!((none.state, none.found.as_str()), (State::Missing, "no CAP_NET_ADMIN, no CAP_NET_RAW, no CAP_BPF"));
-        // CAP_SYS_ADMIN, NET_ADMIN and NET_RAW: it implies CAP_BPF.
+        assert_eq!(
+            (none.state, none.found.as_str()),
+            (State::Missing, "no CAP_NET_ADMIN, no CAP_NET_RAW, no CAP_PERFMON, no CAP_BPF")
+        );
+        // CAP_SYS_ADMIN, NET_ADMIN and NET_RAW: the first implies CAP_BPF and CAP_PERFMON.
         assert_eq!(capabilities("CapEff:\t0000000000203000\n").state, State::Ok);
     }
 
