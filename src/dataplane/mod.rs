@@ -27,5 +27,7 @@ pub mod route_cache;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod waiting;
+#[cfg(test)]
+mod ways;
 pub mod window;
 pub mod worker;

@@ -150,6 +150,37 @@ impl Bench {
         assert!(out.is_empty(), "a dropped packet went out");
     }
 
+    /// The edges of the graph that one packet takes, itself and what comes of it, with how many took each; edges are
+    /// in the graph's order. Where it ends without being sent the edge is to the reason.
+    pub(crate) fn way(&mut self, packet: Vec<u8>) -> Vec<String> {
+        let before = self.edges();
+        self.run(&[packet]);
+        let mut way = Vec::new();
+        for ((edge, after), (_, before)) in self.edges().into_iter().zip(before) {
+            match after - before {
+                0 => {}
+                1 => way.push(edge),
+                n => way.push(format!("{n} {edge}")),
+            }
+        }
+        way
+    }
+
+    fn edges(&self) -> Vec<(String, u64)> {
+        let mut all = Vec::new();
+        for (node, counters) in NODES.iter().zip(self.published.nodes.iter()) {
+            for next in &NODES {
+                let count = counters.next[next.id as usize].load(Relaxed);
+                all.push((format!("{} > {}", node.name, next.name), count));
+            }
+            for reason in Reason::ALL {
+                let count = counters.drops[reason as usize].load(Relaxed);
+                all.push((format!("{} > {}", node.name, reason.name()), count));
+            }
+        }
+        all
+    }
+
     fn counters(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for (node, counters) in NODES.iter().zip(self.published.nodes.iter()) {
