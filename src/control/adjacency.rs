@@ -17,6 +17,7 @@ use crate::{
         command::Command,
         forwarding::{Adjacency, Forwarding, Interface, Prefix, Route},
         reason::Reason,
+        route_table::RouteTable,
     },
     limits::ADJACENCIES_MAX,
     wire::ethernet::Mac,
@@ -224,7 +225,7 @@ impl Control {
             .filter_map(|(&(interface, next_hop), hop)| hop.mac.map(|mac| Adjacency { next_hop, mac, interface }));
         Forwarding {
             interfaces: state.interfaces.clone(),
-            routes: state.routes.clone(),
+            routes: RouteTable::new(&state.routes),
             adjacencies: adjacencies.collect(),
             peers,
             deny,

@@ -64,7 +64,7 @@ pub enum Caller {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum KernelEvent {
-    /// All routes out of our interfaces as they are now (`interface` is the driver's number).
+    /// All routes as they are now (`interface` is the driver's number, or `NOWHERE`).
     Routes(Vec<crate::dataplane::forwarding::Route>),
     /// A neighbour's MAC address is known.
     NeighbourUp {

@@ -1,10 +1,11 @@
 //! Where packets leave: routes, adjacencies, neighbour nodes and exit policy, as one immutable snapshot.
 //!
 //! The control core builds a new snapshot on every change and hands it over; a worker looks up, never writes.
-//! Lookups by destination are cached per worker, so a snapshot may be a plain list.
+//! Lookups by destination are cached per worker.
 
 use std::net::Ipv4Addr;
 
+use super::route_table::{NOWHERE, NextHop, RouteTable};
 use crate::{
     limits,
     wire::{ethernet::Mac, relay::HopKey},
@@ -63,14 +64,14 @@ impl std::fmt::Display for Prefix {
     }
 }
 
-/// A route of the kernel's main table that leads out of one of our interfaces.
+/// A route of the kernel's main table. One with several next hops is several of these, of equal prefix and metric.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Route {
     /// Where to.
     pub prefix: Prefix,
     /// Through which router; `None`: the destination is on the link.
     pub gateway: Option<Ipv4Addr>,
-    /// Index in [`Forwarding::interfaces`].
+    /// Index in [`Forwarding::interfaces`], or [`NOWHERE`].
     pub interface: u8,
     /// Smaller is better among equal prefixes.
     pub metric: u32,
@@ -145,9 +146,9 @@ impl Identity {
 pub struct Forwarding {
     /// By the driver's interface number.
     pub interfaces: Vec<Interface>,
-    /// In any order.
-    pub routes: Vec<Route>,
-    /// In any order; at most [`limits::ADJACENCIES_MAX`].
+    /// Where destinations are.
+    pub routes: RouteTable,
+    /// Sorted by interface and next hop; at most [`limits::ADJACENCIES_MAX`].
     pub adjacencies: Vec<Adjacency>,
     /// By peer number; at most [`limits::PEERS_MAX`].
     pub peers: Vec<Peer>,
@@ -179,19 +180,28 @@ pub enum Lookup {
 }
 
 impl Forwarding {
-    /// Longest-prefix match, then the next hop's adjacency.
+    /// Longest-prefix match, a choice among equal next hops, then the next hop's adjacency.
     pub fn lookup(&self, destination: Ipv4Addr) -> Lookup {
-        let best = self
-            .routes
-            .iter()
-            .filter(|route| route.prefix.contains(destination))
-            .max_by_key(|route| (route.prefix.length, std::cmp::Reverse(route.metric)));
-        let Some(route) = best else { return Lookup::NoRoute };
-        let next_hop = route.gateway.unwrap_or(destination);
-        match self.adjacencies.iter().find(|a| a.next_hop == next_hop && a.interface == route.interface) {
-            Some(adjacency) => Lookup::Found { interface: route.interface, mac: adjacency.mac },
-            None => Lookup::Unresolved { interface: route.interface, next_hop },
+        let hops = self.routes.lookup(destination);
+        let Some(hop) = self.choose(hops, destination) else { return Lookup::NoRoute };
+        let next_hop = hop.gateway.unwrap_or(destination);
+        let key = (hop.interface, next_hop);
+        match self.adjacencies.binary_search_by_key(&key, |a| (a.interface, a.next_hop)) {
+            Ok(at) => Lookup::Found { interface: hop.interface, mac: self.adjacencies[at].mac },
+            Err(_) => Lookup::Unresolved { interface: hop.interface, next_hop },
         }
+    }
+
+    /// The same next hop for the same destination, as long as its interface is up; with that one down, another.
+    fn choose<'a>(&self, hops: &'a [NextHop], destination: Ipv4Addr) -> Option<&'a NextHop> {
+        let ours = |hop: &&NextHop| hop.interface != NOWHERE;
+        if hops.len() <= 1 {
+            return hops.first().filter(ours);
+        }
+        let first = (destination.to_bits().wrapping_mul(0x9e37_79b1) >> 8) as usize % hops.len();
+        let (after, before) = (&hops[first..], &hops[..first]);
+        let is_up = |hop: &&NextHop| self.interfaces.get(usize::from(hop.interface)).is_some_and(|i| i.is_up);
+        after.iter().chain(before).find(is_up).or(hops.first()).filter(ours)
     }
 
     /// True where an exit may send to `destination`.
@@ -203,5 +213,49 @@ impl Forwarding {
     /// True where the snapshot keeps to the limits.
     pub fn is_within_limits(&self) -> bool {
         self.adjacencies.len() <= limits::ADJACENCIES_MAX && self.peers.len() <= limits::PEERS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_next_hops_share_the_destinations_and_one_that_is_down_gets_none() {
+        let interface = |is_up| Interface { index: 1, mac: [2; 6], mtu: 1500, is_up };
+        let via = |interface| Route {
+            prefix: Prefix::new(Ipv4Addr::UNSPECIFIED, 0),
+            gateway: Some(Ipv4Addr::new(192, 0, 2, interface)),
+            interface,
+            metric: 0,
+        };
+        let routes = RouteTable::new(&[via(0), via(1)]);
+        let mut forwarding =
+            Forwarding { interfaces: vec![interface(true), interface(true)], routes, ..Forwarding::default() };
+        let over = |forwarding: &Forwarding, n: u32| match forwarding.lookup(Ipv4Addr::from(0xc633_6400 + n)) {
+            Lookup::Unresolved { interface, next_hop } => {
+                assert_eq!(next_hop.octets()[3], interface);
+                usize::from(interface)
+            }
+            other => panic!("{other:?}"),
+        };
+        let mut share = [0; 2];
+        for n in 0..256 {
+            share[over(&forwarding, n)] += 1;
+            assert_eq!(over(&forwarding, n), over(&forwarding, n), "one destination, one way");
+        }
+        assert!(share.iter().all(|count| *count > 64), "{share:?}");
+        forwarding.interfaces[0].is_up = false;
+        assert!((0..256).all(|n| over(&forwarding, n) == 1));
+    }
+
+    #[test]
+    fn a_route_to_nowhere_hides_the_default_route() {
+        let route =
+            |prefix: &str, interface| Route { prefix: prefix.parse().unwrap(), gateway: None, interface, metric: 0 };
+        let routes = RouteTable::new(&[route("0.0.0.0/0", 0), route("10.0.0.0/8", NOWHERE)]);
+        let forwarding = Forwarding { routes, ..Forwarding::default() };
+        assert_eq!(forwarding.lookup(Ipv4Addr::new(10, 1, 1, 1)), Lookup::NoRoute);
+        assert!(matches!(forwarding.lookup(Ipv4Addr::new(11, 1, 1, 1)), Lookup::Unresolved { interface: 0, .. }));
     }
 }

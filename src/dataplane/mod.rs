@@ -24,6 +24,7 @@ pub mod packet;
 pub mod published;
 pub mod reason;
 pub mod route_cache;
+pub mod route_table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod waiting;

@@ -11,6 +11,7 @@ use super::{
     handoff,
     published::Published,
     reason::Reason,
+    route_table::RouteTable,
     worker::{Rings, Worker, WorkerConfig},
 };
 use crate::{
@@ -64,11 +65,11 @@ fn forwarding() -> Box<Forwarding> {
     let known = [UPSTREAM, DOWNSTREAM, CLIENT, SERVER, ROUTER];
     Box::new(Forwarding {
         interfaces: vec![Interface { index: 5, mac: MAC, mtu: 1500, is_up: true }],
-        routes: vec![
+        routes: RouteTable::new(&[
             on_link(Prefix::new(US, 24)),
             on_link(Prefix::new(SERVER, 24)),
             Route { prefix: Prefix::new(PRIVATE, 8), gateway: Some(ROUTER), interface: 0, metric: 0 },
-        ],
+        ]),
         adjacencies: known.map(|next_hop| Adjacency { next_hop, mac: [2, 0, 0, 0, 0, 9], interface: 0 }).to_vec(),
         peers: vec![Peer { address: DOWNSTREAM, port: DATA_PORT, key: PEER_KEY, is_active: true }],
         deny: vec![Prefix::new(PRIVATE, 8)],

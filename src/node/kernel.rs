@@ -338,7 +338,7 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         self.routes_dumped = self.now();
         self.is_routes_stale = false;
         let routes = self.requests.routes(|message| parse_route(message, self.mirror.interfaces()))?;
-        self.mirror.on_routes(&routes, events);
+        self.mirror.on_routes(routes.into_iter().flatten().collect(), events);
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use crate::{
         handoff,
         published::Published,
         reason::Reason,
+        route_table::RouteTable,
         worker::{Rings, Worker, WorkerConfig},
     },
     limits::{PACKET_SLOTS, TICK},
@@ -197,12 +198,12 @@ fn tables(worker: usize) -> Vec<Command> {
     let peer = |at: SocketAddrV4, is_active| Peer { address: *at.ip(), port: at.port(), key: KEY, is_active };
     let forwarding = Forwarding {
         interfaces: vec![interface(7, true), interface(9, false)],
-        routes: vec![
+        routes: RouteTable::new(&[
             route("10.0.0.0/24", None, 0),
             route("198.51.100.0/24", Some([10, 0, 0, 254]), 0),
             route("192.0.2.0/24", Some([10, 0, 0, 253]), 0),
             route("203.0.113.0/24", Some([10, 0, 1, 1]), 1),
-        ],
+        ]),
         adjacencies: [2, 3, 254].map(adjacency).to_vec(),
         peers: vec![peer(PEER, true), peer(OTHER_PEER, false)],
         deny: vec!["10.0.0.0/8".parse().unwrap()],

@@ -69,7 +69,10 @@ mod tests {
         assert!(bench.run(&[Relayed::up(1, 1, vec![]).frame()]).is_empty());
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
         assert_eq!(cause, PuntCause::NoAdjacency { interface: 5, next_hop: UNRESOLVED });
-        changed(&mut bench, |f| f.adjacencies.push(Adjacency { next_hop: UNRESOLVED, mac: [6; 6], interface: 0 }));
+        changed(&mut bench, |f| {
+            f.adjacencies.push(Adjacency { next_hop: UNRESOLVED, mac: [6; 6], interface: 0 });
+            f.adjacencies.sort_unstable_by_key(|a| (a.interface, a.next_hop));
+        });
         bench.commands.push(Command::Resume { waiting }).unwrap();
         let out = bench.sweep();
         assert_eq!(out[0][..12], [6, 6, 6, 6, 6, 6, 2, 0, 0, 0, 0, 1]);

@@ -17,7 +17,10 @@ use netlink_packet_route::{
 use crate::{
     Nanos, SECOND,
     control::KernelEvent,
-    dataplane::forwarding::{Interface, Prefix, Route},
+    dataplane::{
+        forwarding::{Interface, Prefix, Route},
+        route_table::NOWHERE,
+    },
     wire::ethernet::Mac,
 };
 
@@ -104,21 +107,14 @@ fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(Ipv4
     Some((address, entry))
 }
 
-/// A route out of one of our interfaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ParsedRoute {
-    pub(super) route: Route,
-    /// One of several next hops was chosen.
-    pub(super) is_multipath: bool,
-}
-
-/// The route in `message` where it is one we can use: IPv4, unicast, of the main table, for any type of service,
-/// not encapsulated, and out of one of `interfaces` to the link or an IPv4 gateway. Blackhole, unreachable,
-/// prohibit and throw routes are not mirrored: what they forbid is for the exit policy to say.
-pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> Option<ParsedRoute> {
+/// What `message` says, one [`Route`] for each next hop; none where it is of no use to us: IPv6, not of the main table,
+/// for one type of service, or dead. A route that forbids its destinations (blackhole, unreachable, prohibit) and one
+/// that leaves by a way that is not ours leads [`NOWHERE`]: without it a shorter prefix would take its packets.
+pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> Option<Vec<Route>> {
     let header = &message.header;
+    let is_forbidding = matches!(header.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit);
     if header.address_family != AddressFamily::Inet
-        || header.kind != RouteType::Unicast
+        || !(is_forbidding || header.kind == RouteType::Unicast)
         || header.tos != 0
         || header.flags.contains(RouteFlags::Dead)
         || header.destination_prefix_length > 32
@@ -139,18 +135,20 @@ pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> O
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
-    let (interface, gateway) = match next_hops {
-        None => parse_next_hop(&message.attributes, None, interfaces)?,
+    let mut ways: Vec<_> = match next_hops {
+        _ if is_forbidding => Vec::new(),
+        None => parse_next_hop(&message.attributes, None, interfaces).into_iter().collect(),
         Some(hops) => hops
             .iter()
             .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
-            .find_map(|hop| parse_next_hop(&hop.attributes, Some(hop.interface_index), interfaces))?,
+            .filter_map(|hop| parse_next_hop(&hop.attributes, Some(hop.interface_index), interfaces))
+            .collect(),
     };
+    if ways.is_empty() {
+        ways.push((NOWHERE, None));
+    }
     let prefix = Prefix::new(destination, header.destination_prefix_length);
-    Some(ParsedRoute {
-        route: Route { prefix, gateway, interface, metric },
-        is_multipath: next_hops.is_some_and(|hops| hops.len() > 1),
-    })
+    Some(ways.into_iter().map(|(interface, gateway)| Route { prefix, gateway, interface, metric }).collect())
 }
 
 /// Our number of the interface, and the gateway if there is one.
@@ -201,14 +199,13 @@ enum Neighbour {
 pub(super) struct Mirror {
     interfaces: Vec<Interface>,
     routes: Option<Vec<Route>>,
-    multipath: HashSet<Prefix>,
     neighbours: HashMap<(u8, Ipv4Addr), Neighbour>,
 }
 
 impl Mirror {
     /// A mirror of nothing but `interfaces`, in the driver's order.
     pub(super) fn new(interfaces: Vec<Interface>) -> Self {
-        Self { interfaces, routes: None, multipath: HashSet::new(), neighbours: HashMap::new() }
+        Self { interfaces, routes: None, neighbours: HashMap::new() }
     }
 
     pub(super) fn interfaces(&self) -> &[Interface] {
@@ -342,14 +339,8 @@ impl Mirror {
         }
     }
 
-    /// All usable routes as they are now.
-    pub(super) fn on_routes(&mut self, all: &[ParsedRoute], events: &mut Vec<KernelEvent>) {
-        let multipath: HashSet<_> = all.iter().filter(|r| r.is_multipath).map(|r| r.route.prefix).collect();
-        for prefix in multipath.difference(&self.multipath) {
-            tracing::warn!(%prefix, "the route has several next hops; only the first out of our interfaces is used");
-        }
-        self.multipath = multipath;
-        let routes: Vec<_> = all.iter().map(|parsed| parsed.route).collect();
+    /// All routes as they are now.
+    pub(super) fn on_routes(&mut self, routes: Vec<Route>, events: &mut Vec<KernelEvent>) {
         if self.routes.as_ref() != Some(&routes) {
             self.routes = Some(routes.clone());
             events.push(KernelEvent::Routes(routes));
@@ -449,28 +440,45 @@ mod tests {
         message.header.destination_prefix_length = 24;
         message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 0))));
         message.attributes.push(RouteAttribute::Priority(42));
-        let parsed = parse_route(&message, &interfaces()).unwrap();
         assert_eq!(
-            parsed.route,
-            Route { prefix: "192.0.2.0/24".parse().unwrap(), gateway: Some(GATEWAY), interface: 1, metric: 42 }
+            parse_route(&message, &interfaces()).unwrap(),
+            [Route { prefix: "192.0.2.0/24".parse().unwrap(), gateway: Some(GATEWAY), interface: 1, metric: 42 }]
         );
-        assert!(!parsed.is_multipath);
     }
 
     #[test]
     fn a_default_route_has_no_destination_attribute() {
         let parsed = parse_route(&route(to_gateway(7)), &interfaces()).unwrap();
-        assert_eq!(parsed.route.prefix, Prefix::new(Ipv4Addr::UNSPECIFIED, 0));
+        assert_eq!(parsed[0].prefix, Prefix::new(Ipv4Addr::UNSPECIFIED, 0));
     }
 
     #[test]
-    fn of_several_next_hops_the_first_live_one_of_ours_is_taken() {
+    fn of_several_next_hops_those_that_live_and_are_ours_are_taken() {
         let mut dead = hop(7, Ipv4Addr::new(10, 0, 0, 1));
         dead.flags = RouteNextHopFlags::Dead;
         let hops = vec![hop(3, Ipv4Addr::new(10, 0, 0, 3)), dead, hop(9, GATEWAY), hop(7, PEER)];
         let parsed = parse_route(&route(vec![RouteAttribute::MultiPath(hops)]), &interfaces()).unwrap();
-        assert_eq!((parsed.route.interface, parsed.route.gateway), (1, Some(GATEWAY)));
-        assert!(parsed.is_multipath);
+        let ways: Vec<_> = parsed.iter().map(|route| (route.interface, route.gateway)).collect();
+        assert_eq!(ways, [(1, Some(GATEWAY)), (0, Some(PEER))]);
+    }
+
+    #[test]
+    fn a_route_that_forbids_or_leaves_by_a_way_that_is_not_ours_leads_nowhere() {
+        let nowhere = |change: fn(&mut RouteMessage)| {
+            let mut message = route(to_gateway(7));
+            change(&mut message);
+            let parsed = parse_route(&message, &interfaces()).unwrap();
+            assert_eq!(
+                parsed.iter().map(|route| (route.interface, route.gateway)).collect::<Vec<_>>(),
+                [(NOWHERE, None)]
+            );
+        };
+        nowhere(|m| m.header.kind = RouteType::BlackHole);
+        nowhere(|m| m.header.kind = RouteType::Unreachable);
+        nowhere(|m| m.header.kind = RouteType::Prohibit);
+        nowhere(|m| m.attributes[0] = RouteAttribute::Oif(8));
+        nowhere(|m| m.attributes[1] = RouteAttribute::Via(RouteVia::Inet6(1.into())));
+        nowhere(|m| m.attributes = vec![RouteAttribute::MultiPath(vec![hop(3, PEER), hop(4, PEER)])]);
     }
 
     #[test]
@@ -481,35 +489,32 @@ mod tests {
             parse_route(&message, &interfaces())
         };
         assert!(changed(|_| {}).is_some(), "the route without the change is one");
-        assert_eq!(changed(|m| m.header.kind = RouteType::BlackHole), None);
         assert_eq!(changed(|m| m.header.kind = RouteType::Local), None);
+        assert_eq!(changed(|m| m.header.kind = RouteType::Throw), None);
         assert_eq!(changed(|m| m.header.table = 255), None);
         assert_eq!(changed(|m| m.attributes.push(RouteAttribute::Table(1000))), None);
         assert_eq!(changed(|m| m.header.address_family = AddressFamily::Inet6), None);
         assert_eq!(changed(|m| m.header.flags = RouteFlags::Dead), None);
         assert_eq!(changed(|m| m.header.tos = 8), None);
         assert_eq!(changed(|m| m.header.destination_prefix_length = 33), None);
-        assert_eq!(changed(|m| m.attributes[0] = RouteAttribute::Oif(8)), None);
-        let via_ip6 = |m: &mut RouteMessage| m.attributes[1] = RouteAttribute::Via(RouteVia::Inet6(1.into()));
-        assert_eq!(changed(via_ip6), None);
     }
 
     #[test]
     fn equal_routes_are_told_once() {
         let mut mirror = Mirror::new(interfaces());
-        let all = [parse_route(&route(to_gateway(7)), &interfaces()).unwrap()];
+        let all = parse_route(&route(to_gateway(7)), &interfaces()).unwrap();
         let mut events = Vec::new();
-        mirror.on_routes(&all, &mut events);
-        mirror.on_routes(&all, &mut events);
-        assert_eq!(events, [KernelEvent::Routes(vec![all[0].route])]);
-        mirror.on_routes(&[], &mut events);
+        mirror.on_routes(all.clone(), &mut events);
+        mirror.on_routes(all.clone(), &mut events);
+        assert_eq!(events, [KernelEvent::Routes(all)]);
+        mirror.on_routes(vec![], &mut events);
         assert_eq!(events[1..], [KernelEvent::Routes(vec![])]);
     }
 
     #[test]
     fn having_no_route_at_all_is_told_at_the_start() {
         let mut events = Vec::new();
-        Mirror::new(interfaces()).on_routes(&[], &mut events);
+        Mirror::new(interfaces()).on_routes(vec![], &mut events);
         assert_eq!(events, [KernelEvent::Routes(vec![])]);
     }
 

@@ -9,7 +9,7 @@ use std::{
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::dataplane::forwarding::Route;
+use crate::dataplane::{forwarding::Route, route_table::NOWHERE};
 
 /// Longer than the kernel takes for anything; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -131,6 +131,10 @@ fn route(prefix: &str, gateway: Option<[u8; 4]>, metric: u32) -> Route {
     Route { prefix: prefix.parse().unwrap(), gateway: gateway.map(Ipv4Addr::from), interface: 0, metric }
 }
 
+fn nowhere(prefix: &str) -> Route {
+    Route { interface: NOWHERE, ..route(prefix, None, 0) }
+}
+
 const LINK: &str = "10.0.0.0/24";
 
 #[test]
@@ -138,7 +142,8 @@ fn routes_appear_change_and_vanish_as_in_the_kernel() {
     let (here, _there) = Namespace::pair();
     here.ip("link add other type veth peer name unused\naddr add 10.9.0.1/24 dev other\nlink set other up");
     let mut mirrored = here.mirror(RECEIVE_BUFFER);
-    mirrored.wait_for_routes(&[route(LINK, None, 0)]);
+    let other = nowhere("10.9.0.0/24");
+    mirrored.wait_for_routes(&[route(LINK, None, 0), other]);
     here.ip("route add default via 10.0.0.254 metric 100
          route add default via 10.0.0.253 metric 200
          route add 192.0.2.0/24 dev e0 metric 5
@@ -147,24 +152,26 @@ fn routes_appear_change_and_vanish_as_in_the_kernel() {
     let default = route("0.0.0.0/0", Some([10, 0, 0, 254]), 100);
     let second = route("0.0.0.0/0", Some([10, 0, 0, 253]), 200);
     let on_link = route("192.0.2.0/24", None, 5);
-    mirrored.wait_for_routes(&[route(LINK, None, 0), default, second, on_link]);
+    let forbidden = nowhere("198.51.100.0/24");
+    mirrored.wait_for_routes(&[route(LINK, None, 0), other, default, second, on_link, forbidden]);
     here.ip("route del default metric 100\nroute replace default via 10.0.0.252 metric 200");
     let second = route("0.0.0.0/0", Some([10, 0, 0, 252]), 200);
-    mirrored.wait_for_routes(&[route(LINK, None, 0), second, on_link]);
+    mirrored.wait_for_routes(&[route(LINK, None, 0), other, second, on_link, forbidden]);
     // With an interface's last address the kernel drops all its routes, and says so of none.
     here.ip("addr del 10.0.0.1/24 dev e0");
-    mirrored.wait_for_routes(&[]);
+    mirrored.wait_for_routes(&[other, forbidden]);
 }
 
 #[test]
-fn of_a_multipath_route_the_next_hop_on_our_interface_is_used() {
+fn of_a_multipath_route_the_next_hops_on_our_interface_are_used() {
     let (here, _there) = Namespace::pair();
     here.ip(
         "link add other type veth peer name unused\naddr add 10.9.0.1/24 dev other\nlink set other up\nlink set unused up
          route add 192.0.2.0/24 nexthop via 10.9.0.2 dev other nexthop via 10.0.0.2 dev e0 nexthop via 10.0.0.3 dev e0",
     );
     let mut mirrored = here.mirror(RECEIVE_BUFFER);
-    mirrored.wait_for_routes(&[route(LINK, None, 0), route("192.0.2.0/24", Some([10, 0, 0, 2]), 0)]);
+    let ways = [2, 3].map(|last| route("192.0.2.0/24", Some([10, 0, 0, last]), 0));
+    mirrored.wait_for_routes(&[route(LINK, None, 0), nowhere("10.9.0.0/24"), ways[0], ways[1]]);
 }
 
 #[test]
