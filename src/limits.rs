@@ -52,6 +52,12 @@ pub const COMMANDS_A_SWEEP: usize = 64;
 /// Neighbour nodes a node probes.
 pub const PEERS_MAX: usize = 256;
 
+/// Addresses of a gateway that servers see.
+pub const OUTSIDE_ADDRESSES_MAX: usize = 64;
+
+/// Forwarded ports of a gateway.
+pub const PORT_MAPPINGS_MAX: usize = 1024;
+
 /// Adjacencies (resolved next hops) of a node.
 pub const ADJACENCIES_MAX: usize = 4096;
 

@@ -15,6 +15,7 @@ pub mod context;
 pub mod driver;
 pub mod fan;
 pub mod forwarding;
+pub mod gateway;
 pub mod graph;
 pub mod handoff;
 mod nat;

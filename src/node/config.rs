@@ -1,5 +1,7 @@
 //! The configuration of a node. All of it is checked before anything is started.
 
+mod gateway;
+
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
@@ -8,15 +10,19 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
+pub use self::gateway::GatewayConfig;
 use crate::{
     config_file::{ConfigError, ConfigFile},
-    dataplane::forwarding::Prefix,
+    dataplane::{forwarding::Prefix, gateway::OutsideAddress},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
 };
 
 /// Ports a node reserves at least: one for relay packets, the rest for NAT.
 pub const PORTS_MIN: u16 = 1024;
+
+/// Interfaces of a node: a number of eight bits tells them apart, and one stands for none.
+const INTERFACES_MAX: usize = 255;
 
 /// UMEM frames of a worker where the file says nothing: 64 MiB, so that a burst that comes while the worker is off
 /// its core finds some thousands of frames on each interface.
@@ -54,12 +60,12 @@ pub struct NodeConfig {
     pub address: Ipv4Addr,
     /// Interfaces it serves, by name.
     pub interfaces: Vec<String>,
-    /// Where it answers control messages.
-    pub control: SocketAddrV4,
     /// The ports and ICMP identifiers it reserves.
     pub ports: PortRange,
-    /// What it is willing to be.
-    pub roles: Roles,
+    /// Its part in the overlay, if any.
+    pub overlay: Option<OverlayConfig>,
+    /// What it does as a gateway, if anything.
+    pub gateway: Option<GatewayConfig>,
     /// Worker threads.
     pub workers: usize,
     /// What a worker does without packets.
@@ -68,16 +74,25 @@ pub struct NodeConfig {
     pub pin: bool,
     /// The operator's UNIX socket.
     pub socket: PathBuf,
-    /// Files of its identity.
-    pub tls: TlsFiles,
-    /// The control centre.
-    pub controller: SocketAddrV4,
     /// Sizes of the tables of one worker.
     pub limits: NodeLimits,
     /// Destinations the exit does not send to.
     pub deny: Vec<Prefix>,
     /// Exceptions from it.
     pub allow: Vec<Prefix>,
+}
+
+/// What a node needs to be an entry, relay or exit.
+#[derive(Clone, Debug)]
+pub struct OverlayConfig {
+    /// Where it answers control messages.
+    pub control: SocketAddrV4,
+    /// What it is willing to be.
+    pub roles: Roles,
+    /// Files of its identity.
+    pub tls: TlsFiles,
+    /// The control centre.
+    pub controller: SocketAddrV4,
 }
 
 /// Ports from `first` to `last`, both included.
@@ -159,8 +174,9 @@ pub struct NodeLimits {
 #[serde(deny_unknown_fields)]
 struct File {
     node: NodeTable,
-    tls: TlsTable,
-    controller: ControllerTable,
+    tls: Option<TlsTable>,
+    controller: Option<ControllerTable>,
+    gateway: Option<gateway::Table>,
     #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
@@ -172,10 +188,10 @@ struct File {
 struct NodeTable {
     name: Spanned<String>,
     address: Spanned<String>,
-    interfaces: Spanned<Vec<Spanned<String>>>,
-    control: Spanned<String>,
+    interfaces: Option<Spanned<Vec<Spanned<String>>>>,
+    control: Option<Spanned<String>>,
     ports: Spanned<String>,
-    roles: Spanned<Vec<Spanned<String>>>,
+    roles: Option<Spanned<Vec<Spanned<String>>>>,
     workers: Option<Spanned<usize>>,
     #[serde(default)]
     idle: IdlePolicy,
@@ -223,7 +239,7 @@ impl NodeConfig {
 
     /// Checks the text of `file`.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
-        let File { node, tls, controller, limits, exit } = file.parse()?;
+        let File { node, tls, controller, gateway, limits, exit } = file.parse()?;
         let name = read_name(file, &node.name)?;
         let address: Ipv4Addr = file.parse_field("node.address", &node.address, "an IPv4 address, like 192.0.2.1")?;
         if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
@@ -231,12 +247,12 @@ impl NodeConfig {
             return Err(file.error("node.address", node.address.span(), message));
         }
         let ports = read_ports(file, &node.ports)?;
-        let control = read_control(file, &node.control, ports)?;
-        let controller = file.parse_field(
-            "controller.address",
-            &controller.address,
-            "an IPv4 address and port, like 192.0.2.1:4400",
-        )?;
+        let overlay = read_overlay(file, &node, tls.as_ref(), controller.as_ref(), ports, gateway.is_some())?;
+        let own = OutsideAddress { address, first: ports.first + 1, last: ports.last };
+        let gateway = match &gateway {
+            Some(table) => Some(GatewayConfig::read(file, table, own, overlay.as_ref().map(|o| o.control))?),
+            None => None,
+        };
         let workers = match &node.workers {
             Some(workers) => file.number_in("node.workers", workers, 1..=limits::WORKERS_MAX)?,
             None => 1,
@@ -248,20 +264,14 @@ impl NodeConfig {
         Ok(Self {
             name,
             address,
-            interfaces: read_interfaces(file, &node.interfaces)?,
-            control,
+            interfaces: read_interfaces(file, &node, gateway.as_ref())?,
             ports,
-            roles: read_roles(file, &node.roles)?,
+            overlay,
+            gateway,
             workers,
             idle: node.idle,
             pin: node.pin.unwrap_or(true),
             socket,
-            tls: TlsFiles {
-                ca: file.existing_file("tls.ca", &tls.ca)?,
-                certificate: file.existing_file("tls.certificate", &tls.certificate)?,
-                key: file.existing_file("tls.key", &tls.key)?,
-            },
-            controller,
             limits: read_limits(file, &limits)?,
             deny: match &exit.deny {
                 Some(prefixes) => read_prefixes(file, "exit.deny", prefixes)?,
@@ -306,11 +316,37 @@ fn read_control(file: &ConfigFile, value: &Spanned<String>, ports: PortRange) ->
     Ok(control)
 }
 
-fn read_interfaces(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<String>, ConfigError> {
+/// The interfaces of `node.interfaces` and of the gateway.
+fn read_interfaces(
+    file: &ConfigFile,
+    node: &NodeTable,
+    gateway: Option<&GatewayConfig>,
+) -> Result<Vec<String>, ConfigError> {
+    let mut interfaces = match (&node.interfaces, gateway) {
+        (Some(names), _) => read_interface_names(file, "node.interfaces", names)?,
+        (None, Some(_)) => Vec::new(),
+        (None, None) => return Err(file.error("node.interfaces", node.name.span(), "is missing")),
+    };
+    for name in gateway.iter().flat_map(|gateway| gateway.inside.iter().chain(&gateway.outside)) {
+        if !interfaces.contains(name) {
+            interfaces.push(name.clone());
+        }
+    }
+    if interfaces.len() > INTERFACES_MAX {
+        let message = format!("{} interfaces are not allowed: {INTERFACES_MAX} at most", interfaces.len());
+        return Err(file.error("node", node.name.span(), message));
+    }
+    Ok(interfaces)
+}
+
+fn read_interface_names(
+    file: &ConfigFile,
+    field: &str,
+    names: &Spanned<Vec<Spanned<String>>>,
+) -> Result<Vec<String>, ConfigError> {
     let mut interfaces: Vec<String> = Vec::new();
     for name in names.get_ref() {
-        let refuse =
-            |message: &str| Err(file.error("node.interfaces", name.span(), format!("'{}' {message}", name.get_ref())));
+        let refuse = |message: &str| Err(file.error(field, name.span(), format!("'{}' {message}", name.get_ref())));
         if nix::net::if_::if_nametoindex(name.get_ref().as_str()).is_err() {
             return refuse("is not an interface of this machine: see `ip link`");
         }
@@ -320,9 +356,37 @@ fn read_interfaces(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> 
         interfaces.push(name.get_ref().clone());
     }
     match interfaces.len() {
-        1..=255 => Ok(interfaces),
-        count => Err(file.error("node.interfaces", names.span(), format!("{count} are not allowed: 1 to 255 names"))),
+        1..=INTERFACES_MAX => Ok(interfaces),
+        count => Err(file.error(field, names.span(), format!("{count} are not allowed: 1 to {INTERFACES_MAX} names"))),
     }
+}
+
+/// What only the overlay needs. A gateway may leave all of it out.
+fn read_overlay(
+    file: &ConfigFile,
+    node: &NodeTable,
+    tls: Option<&TlsTable>,
+    controller: Option<&ControllerTable>,
+    ports: PortRange,
+    is_gateway: bool,
+) -> Result<Option<OverlayConfig>, ConfigError> {
+    let is_given = [node.control.is_some(), node.roles.is_some(), tls.is_some(), controller.is_some()];
+    if is_gateway && is_given == [false; 4] {
+        return Ok(None);
+    }
+    let missing = |field: &str| file.error(field, node.name.span(), "is missing");
+    let control = read_control(file, node.control.as_ref().ok_or_else(|| missing("node.control"))?, ports)?;
+    let roles = read_roles(file, node.roles.as_ref().ok_or_else(|| missing("node.roles"))?)?;
+    let tls = tls.ok_or_else(|| missing("tls"))?;
+    let tls = TlsFiles {
+        ca: file.existing_file("tls.ca", &tls.ca)?,
+        certificate: file.existing_file("tls.certificate", &tls.certificate)?,
+        key: file.existing_file("tls.key", &tls.key)?,
+    };
+    let controller = controller.ok_or_else(|| missing("controller"))?;
+    let expected = "an IPv4 address and port, like 192.0.2.1:4400";
+    let controller = file.parse_field("controller.address", &controller.address, expected)?;
+    Ok(Some(OverlayConfig { control, roles, tls, controller }))
 }
 
 fn read_roles(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> Result<Roles, ConfigError> {
@@ -401,10 +465,15 @@ address = "192.0.2.9:4400"
 
     /// Reads `GOOD` with one text replaced; errors without the folder.
     fn read(old: &str, new: &str) -> Result<NodeConfig, String> {
+        assert!(GOOD.contains(old), "the test replaces nothing");
+        read_text(&GOOD.replace(old, new))
+    }
+
+    /// Reads a file of this text; errors without the folder.
+    pub(super) fn read_text(text: &str) -> Result<NodeConfig, String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.pem"), "").unwrap();
-        assert!(GOOD.contains(old), "the test replaces nothing");
-        let file = ConfigFile::new(folder.path().join("node.toml"), GOOD.replace(old, new));
+        let file = ConfigFile::new(folder.path().join("node.toml"), text);
         let prefix = format!("{}/", folder.path().display());
         NodeConfig::from_file(&file).map_err(|error| error.to_string().replace(&prefix, ""))
     }
@@ -417,12 +486,13 @@ address = "192.0.2.9:4400"
     fn a_short_file_gets_the_defaults() {
         let config = read("fra1", "fra1").unwrap();
         assert_eq!(config.ports, PortRange { first: 40_000, last: 49_999 });
-        assert_eq!(config.roles, Roles { entry: true, relay: false, exit: true });
+        let overlay = config.overlay.unwrap();
+        assert_eq!(overlay.roles, Roles { entry: true, relay: false, exit: true });
+        assert!(overlay.tls.ca.ends_with("ca.pem") && config.gateway.is_none());
         assert_eq!((config.workers, config.idle), (1, IdlePolicy::Adaptive));
         assert_eq!(config.socket, Path::new("/run/starnet/fra1.sock"));
         assert_eq!(config.deny, DENY_DEFAULT);
         assert_eq!(config.limits.slots, 65_536);
-        assert!(config.tls.ca.ends_with("ca.pem"));
     }
 
     #[test]
@@ -458,6 +528,18 @@ address = "192.0.2.9:4400"
         );
         assert_eq!(refusal("\"lo\"", "\"lo\", \"lo\""), "node.toml:4: node.interfaces: 'lo' is given twice");
         assert_eq!(refusal("\"lo\"", ""), "node.toml:4: node.interfaces: 0 are not allowed: 1 to 255 names");
+    }
+
+    #[test]
+    fn a_part_of_the_overlay_that_is_missing_is_named() {
+        for (old, field) in [
+            ("control = \"192.0.2.1:4401\"\n", "node.control"),
+            ("roles = [\"entry\", \"exit\"]\n", "node.roles"),
+            ("[controller]\naddress = \"192.0.2.9:4400\"\n", "controller"),
+            ("interfaces = [\"lo\"]\n", "node.interfaces"),
+        ] {
+            assert_eq!(refusal(old, ""), format!("node.toml:2: {field}: is missing"));
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! One tokio runtime in one thread; it decides nothing.
 
 use std::{
-    io,
+    future, io,
+    net::SocketAddrV4,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -15,14 +16,15 @@ use tokio::{
 };
 
 use super::{
-    config::NodeConfig,
+    config::{NodeConfig, OverlayConfig},
     control_thread::{Call, ControlSender, Input},
     views::Facts,
 };
 use crate::{
     control::CALL_PATIENCE,
     rpc::{
-        cert::{ServerIdentity, Tls},
+        cert::{ServerIdentity, Tls, node_dns_name},
+        files::FileError,
         messages::{FailureReason, Register, Request, Response},
         quic::{Incoming, ListenError, Pool, Server},
     },
@@ -44,15 +46,25 @@ const CORE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The sockets of a node, bound, with the runtime that serves them.
 pub(super) struct Network {
     runtime: Runtime,
+    /// None at a node without an overlay.
+    overlay: Option<Overlay>,
+    operator: OperatorSocket,
+}
+
+/// What other nodes, clients and the control centre are spoken to by.
+struct Overlay {
+    controller: SocketAddrV4,
     server: Server,
     incoming: mpsc::Receiver<Incoming>,
     pool: Pool,
-    operator: OperatorSocket,
 }
 
 /// Why a node's sockets could not be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
+    /// The certificate or key is wrong.
+    #[error(transparent)]
+    Files(#[from] FileError),
     /// No runtime.
     #[error("cannot start the network runtime: {0}")]
     Runtime(io::Error),
@@ -69,15 +81,17 @@ pub enum NetworkError {
 
 impl Network {
     /// Binds the control address and the operator's socket. Nothing is answered before [`Network::run`].
-    pub(super) fn bind(config: &NodeConfig, tls: &Tls) -> Result<Self, NetworkError> {
+    pub(super) fn bind(config: &NodeConfig) -> Result<Self, NetworkError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NetworkError::Runtime)?;
         let guard = runtime.enter();
-        let (server, incoming) = Server::listen(config.control, tls)?;
-        let pool = Pool::sharing(&server, tls).map_err(NetworkError::Pool)?;
+        let overlay = match &config.overlay {
+            Some(overlay) => Some(Overlay::bind(overlay, &config.name)?),
+            None => None,
+        };
         let operator = OperatorSocket::bind(&config.socket).map_err(NetworkError::Operator)?;
         drop(guard);
-        Ok(Self { runtime, server, incoming, pool, operator })
+        Ok(Self { runtime, overlay, operator })
     }
 
     /// Serves until `stop` is sent or dropped, then tells every peer and removes the operator's socket.
@@ -89,7 +103,7 @@ impl Network {
         facts: &Arc<Facts>,
         stop: oneshot::Receiver<()>,
     ) {
-        let Self { runtime, server, incoming, pool, operator } = self;
+        let Self { runtime, mut overlay, operator } = self;
         runtime.block_on(async {
             let answer = {
                 let (control, facts) = (control.clone(), Arc::clone(facts));
@@ -97,18 +111,44 @@ impl Network {
             };
             tokio::select! {
                 _ = stop => {}
-                () = pass_requests(incoming, control) => {}
-                () = make_calls(calls, &pool, control) => {}
-                () = keep_registered(&pool, register, facts, control) => {}
+                () = serve_overlay(overlay.as_mut(), calls, register, facts, control) => {}
                 () = operator.serve(answer) => {}
             }
-            pool.close();
-            server.close().await;
+            if let Some(Overlay { server, pool, .. }) = overlay {
+                pool.close();
+                server.close().await;
+            }
         });
     }
 }
 
-async fn pass_requests(mut incoming: mpsc::Receiver<Incoming>, control: &ControlSender) {
+impl Overlay {
+    fn bind(config: &OverlayConfig, name: &str) -> Result<Self, NetworkError> {
+        let tls = &config.tls;
+        let tls = Tls::load(&tls.ca, &tls.certificate, &tls.key, &node_dns_name(name))?;
+        let (server, incoming) = Server::listen(config.control, &tls)?;
+        let pool = Pool::sharing(&server, &tls).map_err(NetworkError::Pool)?;
+        Ok(Self { controller: config.controller, server, incoming, pool })
+    }
+}
+
+/// Does not end.
+async fn serve_overlay(
+    overlay: Option<&mut Overlay>,
+    calls: mpsc::UnboundedReceiver<Call>,
+    register: Register,
+    facts: &Facts,
+    control: &ControlSender,
+) {
+    let Some(Overlay { controller, incoming, pool, .. }) = overlay else { return future::pending().await };
+    tokio::select! {
+        () = pass_requests(incoming, control) => {}
+        () = make_calls(calls, pool, control) => {}
+        () = keep_registered(pool, *controller, register, facts, control) => {}
+    }
+}
+
+async fn pass_requests(incoming: &mut mpsc::Receiver<Incoming>, control: &ControlSender) {
     while let Some(Incoming { caller, request, responder }) = incoming.recv().await {
         control.send(Input::Request { caller, request, responder });
     }
@@ -127,8 +167,13 @@ async fn make_calls(mut calls: mpsc::UnboundedReceiver<Call>, pool: &Pool, contr
 
 /// Presents the node to the control centre, then reports to it each second. While it is away the node goes on with
 /// what it knows; one log line says so, and one that it is back.
-async fn keep_registered(pool: &Pool, register: Register, facts: &Facts, control: &ControlSender) {
-    let address = facts.config.controller;
+async fn keep_registered(
+    pool: &Pool,
+    address: SocketAddrV4,
+    register: Register,
+    facts: &Facts,
+    control: &ControlSender,
+) {
     let mut interval = time::interval_at(Instant::now(), REPORT_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What was logged last, so that it is not said each second.

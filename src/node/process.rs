@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{
@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     RUN_DIRECTORY,
     clock::NodeClock,
-    config::NodeConfig,
+    config::{NodeConfig, PortRange},
     control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
     cores,
     kernel::{self, KernelError, KernelMirror},
@@ -46,10 +46,7 @@ use crate::{
         worker::{Rings, Worker, WorkerConfig},
     },
     limits,
-    rpc::{
-        cert::{Tls, node_dns_name},
-        files::FileError,
-    },
+    rpc::messages::Roles,
     telemetry::show::InterfaceView,
 };
 
@@ -62,12 +59,11 @@ pub enum NodeError {
     /// Its ports are another node's.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// Its certificate or key is wrong.
-    #[error(transparent)]
-    Files(#[from] FileError),
-    /// Its address is not this machine's.
-    #[error("node.address: {address} is not an address of this machine; add it: ip address add {address}/32 dev lo")]
+    /// An address of its is not this machine's.
+    #[error("{field}: {address} is not an address of this machine; add it: ip address add {address}/32 dev lo")]
     NotLocal {
+        /// Where it was read.
+        field: &'static str,
         /// As configured.
         address: Ipv4Addr,
     },
@@ -99,7 +95,13 @@ pub enum NodeError {
 impl NodeError {
     /// True where the configuration is to be corrected, false where it failed while running.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Claim(ClaimError::Taken { .. }) | Self::Files(_) | Self::NotLocal { .. })
+        matches!(
+            self,
+            Self::Config(_)
+                | Self::Claim(ClaimError::Taken { .. })
+                | Self::Network(NetworkError::Files(_))
+                | Self::NotLocal { .. }
+        )
     }
 }
 
@@ -118,12 +120,17 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     ctrlc::set_handler(move || drop(signal.send(End::Signal)))?;
 
     let ports = config.ports;
-    let mut claim = PortClaim::new(&Path::new(RUN_DIRECTORY).join("ports"), &config.name, config.address, ports)?;
-    if !kernel::local_addresses()?.contains(&config.address) {
-        return Err(NodeError::NotLocal { address: config.address });
+    let claims = Path::new(RUN_DIRECTORY).join("ports");
+    let mut claim = PortClaim::new(&claims, &config.name, config.address, ports)?;
+    let mut gateway_claims = Vec::new();
+    for outside in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
+        if outside.address != config.address {
+            let ports = PortRange { first: outside.first, last: outside.last };
+            gateway_claims.push(PortClaim::new(&claims, &config.name, outside.address, ports)?);
+        }
     }
-    let tls = Tls::load(&config.tls.ca, &config.tls.certificate, &config.tls.key, &node_dns_name(&config.name))?;
-    let network = Network::bind(&config, &tls)?;
+    check_addresses(&config, &kernel::local_addresses()?)?;
+    let network = Network::bind(&config)?;
     let (control, inputs) = control_thread::inputs();
     let (to_control, removed, names) = (control.clone(), end.clone(), config.interfaces.clone());
     let (kernel, interfaces) = KernelMirror::start(&config.interfaces, move |event| {
@@ -154,11 +161,20 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
     node.stop();
-    drop((attached, reservation, claim));
+    drop((attached, reservation, claim, gateway_claims));
     match end {
         End::Signal => Ok(()),
         End::Thread(name) => Err(NodeError::Ended(name)),
         End::Interface(name) => Err(NodeError::InterfaceRemoved(name)),
+    }
+}
+
+fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeError> {
+    let outside = config.gateway.iter().flat_map(|gateway| &gateway.addresses);
+    let all = outside.map(|outside| ("gateway.addresses", outside.address));
+    match std::iter::once(("node.address", config.address)).chain(all).find(|(_, address)| !local.contains(address)) {
+        Some((field, address)) => Err(NodeError::NotLocal { field, address }),
+        None => Ok(()),
     }
 }
 
@@ -372,8 +388,9 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
     ControlConfig {
         name: config.name.clone(),
         identity,
-        control: config.control,
-        roles: config.roles,
+        // Told to nobody where there is no overlay.
+        control: config.overlay.as_ref().map_or(SocketAddrV4::new(config.address, 0), |overlay| overlay.control),
+        roles: config.overlay.as_ref().map_or(Roles::NONE, |overlay| overlay.roles),
         slots: config.limits.slots,
         fans: config.limits.sessions,
         bindings: config.limits.bindings,
@@ -415,7 +432,7 @@ mod tests {
 
     #[test]
     fn only_what_a_file_can_correct_is_an_error_of_the_configuration() {
-        assert!(NodeError::NotLocal { address: Ipv4Addr::LOCALHOST }.is_configuration());
+        assert!(NodeError::NotLocal { field: "node.address", address: Ipv4Addr::LOCALHOST }.is_configuration());
         assert!(!NodeError::Ended("worker-0".into()).is_configuration());
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         published::{NodeCounters, Published, WorkerCounters},
         reason::Reason,
     },
+    rpc::messages::Roles,
     telemetry::{
         histogram::Histograms,
         show::{DropView, EdgeView, GraphNodeView, InterfaceView, LatencyView, NodeView, PathRow, Topic, WorkerView},
@@ -59,8 +60,11 @@ impl Facts {
             Topic::Graph => to_json(graph(&self.published)),
             Topic::Drops => to_json(drops(&self.published)),
             Topic::Topology | Topic::Nodes => {
-                let (name, address) = (topic.name(), self.config.controller);
-                Err(format!("'{name}' is what the control centre knows: ask its socket (it is at {address})"))
+                let place = match &self.config.overlay {
+                    Some(overlay) => format!("ask its socket (it is at {})", overlay.controller),
+                    None => "this node has none".to_owned(),
+                };
+                Err(format!("'{}' is what the control centre knows: {place}", topic.name()))
             }
             Topic::Node | Topic::Sessions | Topic::Paths | Topic::Peers | Topic::Latency => return None,
         })
@@ -74,7 +78,14 @@ impl Facts {
         let used = |counter: fn(&WorkerCounters) -> &AtomicU64| {
             self.published.iter().map(|published| counter(&published.worker).load(Relaxed)).sum()
         };
-        let roles = [("entry", config.roles.entry), ("relay", config.roles.relay), ("exit", config.roles.exit)];
+        let overlay = config.overlay.as_ref();
+        let of_overlay = overlay.map_or(Roles::NONE, |overlay| overlay.roles);
+        let roles = [
+            ("entry", of_overlay.entry),
+            ("relay", of_overlay.relay),
+            ("exit", of_overlay.exit),
+            ("gateway", config.gateway.is_some()),
+        ];
         to_json(NodeView {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,9 +93,9 @@ impl Facts {
             address: config.address,
             data_port: config.ports.first,
             nat_ports: format!("{}-{}", config.ports.first + 1, config.ports.last),
-            control: config.control,
+            control: overlay.map(|overlay| overlay.control),
             roles: roles.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| (*name).to_owned()).collect(),
-            controller: config.controller,
+            controller: overlay.map(|overlay| overlay.controller),
             is_registered: self.is_registered.load(Relaxed),
             boot_epoch: format!("{:016x}", self.boot_epoch),
             idle: match config.idle {

@@ -152,6 +152,11 @@ pub struct Roles {
     pub exit: bool,
 }
 
+impl Roles {
+    /// No part in the overlay.
+    pub const NONE: Self = Self { entry: false, relay: false, exit: false };
+}
+
 /// A node presents itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {

@@ -80,12 +80,12 @@ pub struct NodeView {
     pub data_port: u16,
     /// NAT ports, `FIRST-LAST`.
     pub nat_ports: String,
-    /// Where it answers control messages.
-    pub control: SocketAddrV4,
+    /// Where it answers control messages; none: it has no part in an overlay.
+    pub control: Option<SocketAddrV4>,
     /// What it is willing to be.
     pub roles: Vec<String>,
-    /// The control centre.
-    pub controller: SocketAddrV4,
+    /// The control centre, if it has one.
+    pub controller: Option<SocketAddrV4>,
     /// True while the control centre answers.
     pub is_registered: bool,
     /// Random at each start.
@@ -350,9 +350,13 @@ fn node(view: &NodeView) -> String {
     );
     row("address", format!("{}, data port {}, NAT ports {}", view.address, view.data_port, view.nat_ports));
     row("roles", view.roles.join(", "));
-    row("control", view.control.to_string());
+    if let Some(control) = view.control {
+        row("control", control.to_string());
+    }
     let state = if view.is_registered { "registered" } else { "not answering" };
-    row("controller", format!("{}, {state}", view.controller));
+    if let Some(controller) = view.controller {
+        row("controller", format!("{controller}, {state}"));
+    }
     row("boot epoch", view.boot_epoch.clone());
     for interface in &view.interfaces {
         row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));

@@ -1,0 +1,73 @@
+//! What a node does as a gateway for the hosts behind it: the part of the [snapshot] that says who is inside, who is
+//! outside, and which addresses and ports are NAT's.
+//!
+//! [snapshot]: super::forwarding::Forwarding
+
+use std::net::Ipv4Addr;
+
+use super::forwarding::Prefix;
+
+/// Whose side of the gateway an interface is on (RFC 2663: the realm).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Realm {
+    /// Not the gateway's: the overlay's alone.
+    #[default]
+    Neither,
+    /// Hosts behind it use this node as their router.
+    Inside,
+    /// Servers are behind it, and see one of the gateway's addresses.
+    Outside,
+}
+
+/// An address that servers see, and those of its ports and ICMP identifiers that NAT gives out, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutsideAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Its first port.
+    pub first: u16,
+    /// Its last port.
+    pub last: u16,
+}
+
+/// A forwarded port: what comes to `outside` goes to `inside`, and what comes from there leaves as `outside`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// An address of the gateway, and a port that NAT gives to nobody else.
+    pub outside: (Ipv4Addr, u16),
+    /// The inside host's address and port.
+    pub inside: (Ipv4Addr, u16),
+}
+
+/// The gateway.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Gateway {
+    /// By interface number.
+    pub realms: Vec<Realm>,
+    /// Outside addresses.
+    pub addresses: Vec<OutsideAddress>,
+    /// Destinations that see inside hosts as they are.
+    pub exempt: Vec<Prefix>,
+    /// Forwarded ports.
+    pub mappings: Vec<Mapping>,
+}
+
+impl Gateway {
+    /// The side that an interface is on.
+    #[inline]
+    pub fn realm(&self, interface: u8) -> Realm {
+        self.realms.get(usize::from(interface)).copied().unwrap_or_default()
+    }
+
+    /// True for an address that servers know inside hosts by.
+    pub fn is_outside_address(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|outside| outside.address == address)
+    }
+
+    /// True where packets to or from `address` are not translated.
+    pub fn is_exempt(&self, address: Ipv4Addr) -> bool {
+        self.exempt.iter().any(|prefix| prefix.contains(address))
+    }
+}

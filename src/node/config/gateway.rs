@@ -1,0 +1,293 @@
+//! The table `[gateway]`: whose packets are routed and translated, and to what.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{PortRange, read_interface_names, read_prefixes};
+use crate::{
+    config_file::{ConfigError, ConfigFile},
+    dataplane::{
+        forwarding::Prefix,
+        gateway::{Gateway, Mapping, OutsideAddress, Realm},
+    },
+    limits::{OUTSIDE_ADDRESSES_MAX, PORT_MAPPINGS_MAX},
+    wire::ip4,
+};
+
+/// What a node does as a gateway.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayConfig {
+    /// Interfaces whose hosts use this node as their router.
+    pub inside: Vec<String>,
+    /// Interfaces that lead to everyone else.
+    pub outside: Vec<String>,
+    /// What servers see.
+    pub addresses: Vec<OutsideAddress>,
+    /// Destinations that are routed to without translation.
+    pub exempt: Vec<Prefix>,
+    /// Forwarded ports.
+    pub mappings: Vec<Mapping>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Table {
+    inside: Spanned<Vec<Spanned<String>>>,
+    outside: Spanned<Vec<Spanned<String>>>,
+    addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    ports: Option<Spanned<String>>,
+    #[serde(default)]
+    exempt: Vec<Spanned<String>>,
+    #[serde(default)]
+    mapping: Vec<MappingTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MappingTable {
+    protocol: Spanned<String>,
+    outside: Spanned<String>,
+    inside: Spanned<String>,
+}
+
+impl GatewayConfig {
+    /// Checks the table of a node whose own address is `own`, its NAT's ports included.
+    pub(super) fn read(
+        file: &ConfigFile,
+        table: &Table,
+        own: OutsideAddress,
+        control: Option<SocketAddrV4>,
+    ) -> Result<Self, ConfigError> {
+        let inside = read_interface_names(file, "gateway.inside", &table.inside)?;
+        let outside = read_interface_names(file, "gateway.outside", &table.outside)?;
+        if let Some(both) = table.outside.get_ref().iter().find(|name| inside.contains(name.get_ref())) {
+            let message = format!("'{}' is in gateway.inside, too: an interface is on one side", both.get_ref());
+            return Err(file.error("gateway.outside", both.span(), message));
+        }
+        let addresses = read_addresses(file, table, own)?;
+        let mappings = read_mappings(file, &table.mapping, &addresses, control)?;
+        Ok(Self { inside, outside, addresses, exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?, mappings })
+    }
+
+    /// The same for the workers, who know interfaces by their place in `interfaces`.
+    pub fn resolve(&self, interfaces: &[String]) -> Gateway {
+        let realm_of = |name| match () {
+            () if self.inside.contains(name) => Realm::Inside,
+            () if self.outside.contains(name) => Realm::Outside,
+            () => Realm::Neither,
+        };
+        Gateway {
+            realms: interfaces.iter().map(realm_of).collect(),
+            addresses: self.addresses.clone(),
+            exempt: self.exempt.clone(),
+            mappings: self.mappings.clone(),
+        }
+    }
+}
+
+fn read_addresses(file: &ConfigFile, table: &Table, own: OutsideAddress) -> Result<Vec<OutsideAddress>, ConfigError> {
+    let ports = match &table.ports {
+        None => PortRange { first: own.first, last: own.last },
+        Some(value) => {
+            let ports: PortRange = file.parse_field("gateway.ports", value, "a port range, like 1024-65535")?;
+            if ports.first == 0 {
+                return Err(file.error(
+                    "gateway.ports",
+                    value.span(),
+                    format!("'{ports}' is not allowed: ports from 1 on"),
+                ));
+            }
+            ports
+        }
+    };
+    let Some(names) = &table.addresses else {
+        if let Some(value) = &table.ports {
+            let message = "is of use only with gateway.addresses: the node's own address keeps to node.ports";
+            return Err(file.error("gateway.ports", value.span(), message));
+        }
+        return Ok(vec![own]);
+    };
+    let mut addresses: Vec<OutsideAddress> = Vec::new();
+    for name in names.get_ref() {
+        let address: Ipv4Addr = file.parse_field("gateway.addresses", name, "an IPv4 address, like 192.0.2.1")?;
+        let refuse = |why: &str| Err(file.error("gateway.addresses", name.span(), format!("{address} {why}")));
+        if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
+            return refuse("is not allowed: one of the machine's own addresses");
+        }
+        if addresses.iter().any(|known| known.address == address) {
+            return refuse("is given twice");
+        }
+        // The node's own address has ports that are relay's and the kernel's.
+        let is_own = address == own.address;
+        addresses.push(if is_own { own } else { OutsideAddress { address, first: ports.first, last: ports.last } });
+    }
+    match addresses.len() {
+        1..=OUTSIDE_ADDRESSES_MAX => Ok(addresses),
+        count => {
+            let message = format!("{count} are not allowed: 1 to {OUTSIDE_ADDRESSES_MAX} addresses");
+            Err(file.error("gateway.addresses", names.span(), message))
+        }
+    }
+}
+
+fn read_mappings(
+    file: &ConfigFile,
+    tables: &[MappingTable],
+    addresses: &[OutsideAddress],
+    control: Option<SocketAddrV4>,
+) -> Result<Vec<Mapping>, ConfigError> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for table in tables {
+        let protocol = match table.protocol.get_ref().as_str() {
+            "tcp" => ip4::TCP,
+            "udp" => ip4::UDP,
+            other => {
+                let message = format!("'{other}' is not allowed: tcp or udp");
+                return Err(file.error("gateway.mapping.protocol", table.protocol.span(), message));
+            }
+        };
+        let outside = read_end(file, "gateway.mapping.outside", &table.outside)?;
+        let refuse = |why: String| {
+            Err(file.error(
+                "gateway.mapping.outside",
+                table.outside.span(),
+                format!("{}:{} {why}", outside.0, outside.1),
+            ))
+        };
+        if !addresses.iter().any(|known| known.address == outside.0) {
+            return refuse("is not allowed: its address is none of gateway.addresses".to_owned());
+        }
+        if mappings.iter().any(|known| (known.protocol, known.outside) == (protocol, outside)) {
+            return refuse("is given twice".to_owned());
+        }
+        if protocol == ip4::UDP && control.is_some_and(|control| (*control.ip(), control.port()) == outside) {
+            return refuse("is node.control: other nodes would not be heard".to_owned());
+        }
+        let inside = read_end(file, "gateway.mapping.inside", &table.inside)?;
+        if mappings.iter().any(|known| (known.protocol, known.inside) == (protocol, inside)) {
+            let message =
+                format!("{}:{} has a mapping already: what it sends could leave as either", inside.0, inside.1);
+            return Err(file.error("gateway.mapping.inside", table.inside.span(), message));
+        }
+        mappings.push(Mapping { protocol, outside, inside });
+        if mappings.len() > PORT_MAPPINGS_MAX {
+            return refuse(format!("is one too many: {PORT_MAPPINGS_MAX} mappings at most"));
+        }
+    }
+    Ok(mappings)
+}
+
+fn read_end(file: &ConfigFile, field: &str, value: &Spanned<String>) -> Result<(Ipv4Addr, u16), ConfigError> {
+    let end: SocketAddrV4 = file.parse_field(field, value, "an IPv4 address and port, like 192.0.2.1:80")?;
+    if end.port() == 0 || end.ip().is_unspecified() {
+        return Err(file.error(field, value.span(), format!("'{end}' is not allowed: one address and port")));
+    }
+    Ok((*end.ip(), end.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{NodeConfig, tests::read_text};
+    use super::*;
+
+    const GOOD: &str = r#"[node]
+name = "gw1"
+address = "192.0.2.1"
+ports = "40000-49999"
+[gateway]
+inside = ["lo"]
+outside = ["OUT"]
+"#;
+
+    /// Reads `GOOD` with more lines behind it. `OUT` stands for an interface that is there beside lo.
+    fn read(more: &str) -> Result<NodeConfig, String> {
+        let other = nix::net::if_::if_nameindex().unwrap();
+        let other = other.iter().map(|i| i.name().to_str().unwrap().to_owned()).find(|name| name != "lo");
+        read_text(&(GOOD.to_owned() + more).replace("OUT", &other.expect("an interface beside lo")))
+    }
+
+    #[test]
+    fn a_gateway_needs_no_overlay_and_names_the_interfaces_itself() {
+        let config = read("").unwrap();
+        assert!(config.overlay.is_none());
+        assert_eq!((config.interfaces.len(), config.interfaces[0].as_str()), (2, "lo"));
+        let gateway = config.gateway.unwrap();
+        let own = OutsideAddress { address: Ipv4Addr::new(192, 0, 2, 1), first: 40_001, last: 49_999 };
+        assert_eq!(gateway.addresses, [own]);
+        let resolved = gateway.resolve(&config.interfaces);
+        assert_eq!(
+            (resolved.realm(0), resolved.realm(1), resolved.realm(7)),
+            (Realm::Inside, Realm::Outside, Realm::Neither)
+        );
+    }
+
+    #[test]
+    fn addresses_beside_the_nodes_own_have_ports_of_their_own() {
+        let gateway =
+            read("addresses = [\"192.0.2.1\", \"192.0.2.7\"]\nports = \"1-65535\"\n").unwrap().gateway.unwrap();
+        let ranges: Vec<_> = gateway.addresses.iter().map(|outside| (outside.first, outside.last)).collect();
+        assert_eq!(ranges, [(40_001, 49_999), (1, 65_535)]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_line_and_field() {
+        for (more, complaint) in [
+            (
+                "exempt = [\"10.0.0.1/8\"]",
+                "8: gateway.exempt: '10.0.0.1/8' has bits set after its prefix length; did you mean 10.0.0.0/8?",
+            ),
+            (
+                "ports = \"1-2\"",
+                "8: gateway.ports: is of use only with gateway.addresses: the node's own address keeps to node.ports",
+            ),
+            ("addresses = []", "8: gateway.addresses: 0 are not allowed: 1 to 64 addresses"),
+            ("addresses = [\"192.0.2.7\", \"192.0.2.7\"]", "8: gateway.addresses: 192.0.2.7 is given twice"),
+            (
+                "addresses = [\"127.0.0.1\"]",
+                "8: gateway.addresses: 127.0.0.1 is not allowed: one of the machine's own addresses",
+            ),
+            (
+                "inner = 1",
+                "8: gateway.inner: unknown field `inner`, expected one of `inside`, `outside`, `addresses`, `ports`, `exempt`, `mapping`",
+            ),
+        ] {
+            assert_eq!(read(more).unwrap_err(), format!("node.toml:{complaint}"));
+        }
+        let good = "[[gateway.mapping]]\nprotocol = \"tcp\"\noutside = \"192.0.2.1:80\"\ninside = \"10.0.0.2:8080\"\n";
+        assert_eq!(read(good).unwrap().gateway.unwrap().mappings.len(), 1);
+        for (old, new, complaint) in [
+            ("tcp", "icmp", "9: gateway.mapping.protocol: 'icmp' is not allowed: tcp or udp"),
+            (
+                "192.0.2.1:80",
+                "192.0.2.9:80",
+                "10: gateway.mapping.outside: 192.0.2.9:80 is not allowed: its address is none of gateway.addresses",
+            ),
+            (
+                "10.0.0.2:8080",
+                "10.0.0.2",
+                "11: gateway.mapping.inside: '10.0.0.2' is not an IPv4 address and port, like 192.0.2.1:80",
+            ),
+            (
+                "10.0.0.2:8080",
+                "10.0.0.2:0",
+                "11: gateway.mapping.inside: '10.0.0.2:0' is not allowed: one address and port",
+            ),
+        ] {
+            assert_eq!(read(&good.replace(old, new)).unwrap_err(), format!("node.toml:{complaint}"));
+        }
+        let twice = read(&format!("{good}{good}")).unwrap_err();
+        assert_eq!(twice, "node.toml:14: gateway.mapping.outside: 192.0.2.1:80 is given twice");
+        let twice = read(&format!("{good}{}", good.replace(":80\"", ":81\""))).unwrap_err();
+        let complaint =
+            "15: gateway.mapping.inside: 10.0.0.2:8080 has a mapping already: what it sends could leave as either";
+        assert_eq!(twice, format!("node.toml:{complaint}"));
+    }
+
+    #[test]
+    fn an_interface_is_on_one_side() {
+        let error = read_text(&GOOD.replace("OUT", "lo")).unwrap_err();
+        assert_eq!(error, "node.toml:7: gateway.outside: 'lo' is in gateway.inside, too: an interface is on one side");
+    }
+}
