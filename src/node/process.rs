@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     RUN_DIRECTORY,
     clock::NodeClock,
-    config::{NodeConfig, PortRange},
+    config::NodeConfig,
     control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
     cores,
     kernel::{self, KernelError, KernelMirror},
@@ -123,10 +123,9 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let claims = Path::new(RUN_DIRECTORY).join("ports");
     let mut claim = PortClaim::new(&claims, &config.name, config.address, ports)?;
     let mut gateway_claims = Vec::new();
-    for outside in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
-        if outside.address != config.address {
-            let ports = PortRange { first: outside.first, last: outside.last };
-            gateway_claims.push(PortClaim::new(&claims, &config.name, outside.address, ports)?);
+    for &address in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
+        if address != config.address {
+            gateway_claims.push(PortClaim::new(&claims, &config.name, address, ports)?);
         }
     }
     check_addresses(&config, &kernel::local_addresses()?)?;
@@ -171,7 +170,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
 
 fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeError> {
     let outside = config.gateway.iter().flat_map(|gateway| &gateway.addresses);
-    let all = outside.map(|outside| ("gateway.addresses", outside.address));
+    let all = outside.map(|address| ("gateway.addresses", *address));
     match std::iter::once(("node.address", config.address)).chain(all).find(|(_, address)| !local.contains(address)) {
         Some((field, address)) => Err(NodeError::NotLocal { field, address }),
         None => Ok(()),
