@@ -12,7 +12,14 @@ typedef unsigned long long u64;
 enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_XSKMAP = 17,
+};
+
+enum {
+	BPF_F_NO_PREALLOC = 1, /* a flag of maps, without which there is no LPM_TRIE */
+	BPF_ANY = 0,
 };
 
 enum xdp_action {
@@ -37,6 +44,7 @@ struct xdp_md {
 
 /* Helpers are called by number. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*const bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "network byte order is the other one");

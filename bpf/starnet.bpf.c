@@ -2,13 +2,19 @@
 /* Sends to the AF_XDP socket of the receiving queue what belongs to starnet, and all else to the kernel, so that
  * ssh, QUIC, ARP and everything else on the interface keep working:
  *
- *   UDP and TCP to one of our addresses, destination port in the reserved range
+ *   UDP and TCP to one of our addresses, destination port in the reserved range or forwarded
  *   ICMP echo replies to one of our addresses, identifier in the range
  *   ICMP errors to one of our addresses that quote a packet of ours: source address ours, and source port (or
- *     identifier of an echo request) in the range
+ *     identifier of an echo request) in the range or forwarded
+ *   fragments without ports to one of our addresses, if the node translates, unless the fragment that had the
+ *     ports was the kernel's
+ *   on an inside interface of a gateway: what its hosts want routed on, that is, all unicast that is not for
+ *     this machine itself
+ *   on an outside interface of a gateway: what comes from networks that are exempt from translation, and is
+ *     not for this machine itself
  *
  * It decides; it does not validate. Checksums and everything behind the fields it reads are the worker's business. What
- * it cannot read (cut short, no IPv4, behind a VLAN tag) and fragments that carry no ports are the kernel's.
+ * it cannot read (cut short, no IPv4, behind a VLAN tag) is the kernel's.
  *
  * Where no socket is bound to the queue the packet goes to the kernel too.
  */
@@ -20,6 +26,9 @@ enum verdict {
 	XSK_TCP,
 	XSK_ICMP_QUERY,
 	XSK_ICMP_ERROR,
+	XSK_FRAGMENT,
+	XSK_ROUTED,
+	XSK_EXEMPT,
 	PASS_NOT_IPV4,
 	PASS_MALFORMED,
 	PASS_ADDRESS,
@@ -29,6 +38,8 @@ enum verdict {
 	PASS_ICMP_TYPE,
 	PASS_ICMP_IDENTIFIER,
 	PASS_ICMP_QUOTE,
+	PASS_LOCAL,
+	PASS_NOT_UNICAST,
 	VERDICTS,
 };
 
@@ -36,13 +47,76 @@ enum verdict {
 const volatile u16 port_first = 1;
 const volatile u16 port_last = 0;
 
-/* Our addresses, network byte order. The value says nothing. */
+/* Which side of the gateway the interface is on: `Realm` in src/dataplane/gateway.rs. */
+enum realm { NEITHER, INSIDE, OUTSIDE };
+const volatile u8 realm = NEITHER;
+
+/* The node translates: fragments without ports may be its. */
+const volatile u8 takes_fragments = 0;
+
+/* Addresses and ports in keys are in network byte order; where the value is a u8 it says nothing. */
+
+/* Our addresses. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__type(key, u32);
 	__type(value, u8);
 } addresses SEC(".maps");
+
+struct forwarded {
+	u32 address;
+	u16 port;
+	u8 protocol;
+	u8 zero;
+};
+
+/* Ports of our addresses outside the reserved range that a gateway forwards to inside hosts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct forwarded);
+	__type(value, u8);
+} forwarded SEC(".maps");
+
+/* Every address of this machine, those of networks and broadcasts included: not to be routed on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u32);
+	__type(value, u8);
+} local SEC(".maps");
+
+struct prefix {
+	u32 length;
+	u32 address;
+};
+
+/* Networks that a gateway routes to and from without translation. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, u8);
+} exempt SEC(".maps");
+
+/* What fragments of one packet have in common (RFC 791). */
+struct packet_id {
+	u32 source;
+	u32 destination;
+	u16 identification;
+	u8 protocol;
+	u8 zero;
+};
+
+/* Packets whose first fragment went to the kernel of late: their other fragments follow it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct packet_id);
+	__type(value, u8);
+} kernel_fragments SEC(".maps");
 
 /* The AF_XDP socket of each receive queue of the interface. */
 struct {
@@ -95,6 +169,8 @@ struct icmp {
 enum {
 	ETHERTYPE_IP4 = 0x0800,
 	FRAGMENT_OFFSET = 0x1fff,
+	MORE_FRAGMENTS = 0x2000,
+	MULTICAST_FIRST = 224, /* first byte of the addresses from 224.0.0.0 on: multicast, reserved, broadcast */
 	PROTOCOL_ICMP = 1,
 	PROTOCOL_TCP = 6,
 	PROTOCOL_UDP = 17,
@@ -113,11 +189,30 @@ static __always_inline int is_our_address(u32 address)
 	return bpf_map_lookup_elem(&addresses, &address) != 0;
 }
 
-static __always_inline int is_our_port(u16 port)
+static __always_inline int is_reserved(u16 port)
 {
 	u16 number = bpf_ntohs(port);
 
 	return number >= port_first && number <= port_last;
+}
+
+/* A port of UDP or TCP at one of our addresses: is it NAT's? */
+static __always_inline int is_our_port(u8 protocol, u32 address, u16 port)
+{
+	struct forwarded key = { .address = address, .port = port, .protocol = protocol };
+
+	return is_reserved(port) || bpf_map_lookup_elem(&forwarded, &key);
+}
+
+static __always_inline int is_local(u32 address)
+{
+	return bpf_map_lookup_elem(&local, &address) != 0;
+}
+
+/* Multicast and the like, by the address's first byte. */
+static __always_inline int is_unicast(u32 address)
+{
+	return (address & 0xff) < MULTICAST_FIRST;
 }
 
 /* Bytes of an IPv4 header, options included, or 0 where there is none at `ip`. */
@@ -143,12 +238,12 @@ static __always_inline enum verdict classify_quote(const struct ip4 *ip, u32 byt
 	if (ip->protocol == PROTOCOL_UDP || ip->protocol == PROTOCOL_TCP) {
 		const struct ports *ports = transport;
 
-		return is_our_port(ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
+		return is_our_port(ip->protocol, ip->source, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
 	}
 	if (ip->protocol == PROTOCOL_ICMP) {
 		const struct icmp *icmp = transport;
 
-		return icmp->type == ICMP_ECHO_REQUEST && is_our_port(icmp->identifier) ? XSK_ICMP_ERROR
+		return icmp->type == ICMP_ECHO_REQUEST && is_reserved(icmp->identifier) ? XSK_ICMP_ERROR
 											: PASS_ICMP_QUOTE;
 	}
 	return PASS_ICMP_QUOTE;
@@ -161,7 +256,7 @@ static __always_inline enum verdict classify_icmp(const struct icmp *icmp, u32 b
 		return PASS_MALFORMED;
 	switch (icmp->type) {
 	case ICMP_ECHO_REPLY:
-		return is_our_port(icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
+		return is_reserved(icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
 	case ICMP_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
@@ -169,6 +264,72 @@ static __always_inline enum verdict classify_icmp(const struct icmp *icmp, u32 b
 	default:
 		return PASS_ICMP_TYPE;
 	}
+}
+
+/* A packet to one of our addresses; its transport header and all of its `bytes` are at `transport`. */
+static __always_inline enum verdict classify_ours(const struct ip4 *ip, const void *transport, u32 bytes,
+						  const void *end)
+{
+	const struct ports *ports = transport;
+
+	switch (ip->protocol) {
+	case PROTOCOL_UDP:
+		if (bytes < UDP_HEADER_BYTES || transport + UDP_HEADER_BYTES > end)
+			return PASS_MALFORMED;
+		return is_our_port(PROTOCOL_UDP, ip->destination, ports->destination) ? XSK_UDP : PASS_PORT;
+	case PROTOCOL_TCP:
+		if (bytes < TCP_HEADER_BYTES || transport + TCP_HEADER_BYTES > end)
+			return PASS_MALFORMED;
+		return is_our_port(PROTOCOL_TCP, ip->destination, ports->destination) ? XSK_TCP : PASS_PORT;
+	case PROTOCOL_ICMP:
+		return classify_icmp(transport, bytes, end);
+	default:
+		return PASS_PROTOCOL;
+	}
+}
+
+/* A fragment of a packet to one of our addresses. The first one has the ports and decides for the others, which
+ * usually come after it; one that comes before it is ours, and a worker keeps or drops it. */
+static __always_inline enum verdict classify_fragment(const struct ip4 *ip, const void *transport, u32 bytes,
+						      const void *end)
+{
+	struct packet_id id = {
+		.source = ip->source,
+		.destination = ip->destination,
+		.identification = ip->identification,
+		.protocol = ip->protocol,
+	};
+
+	if (ip->fragment & bpf_htons(FRAGMENT_OFFSET)) {
+		int is_kernels = !takes_fragments || bpf_map_lookup_elem(&kernel_fragments, &id);
+
+		return is_kernels ? PASS_FRAGMENT : XSK_FRAGMENT;
+	}
+	enum verdict verdict = classify_ours(ip, transport, bytes, end);
+
+	if (takes_fragments && verdict >= PASS_NOT_IPV4) {
+		u8 nothing = 0;
+
+		bpf_map_update_elem(&kernel_fragments, &id, &nothing, BPF_ANY);
+	}
+	return verdict;
+}
+
+/* A packet to none of our addresses. */
+static __always_inline enum verdict classify_transit(const struct ethernet *ethernet, const struct ip4 *ip)
+{
+	if (realm == NEITHER)
+		return PASS_ADDRESS;
+	if (ethernet->destination[0] & 1 || !is_unicast(ip->destination))
+		return PASS_NOT_UNICAST;
+	if (is_local(ip->destination))
+		return PASS_LOCAL;
+	if (realm == INSIDE)
+		return XSK_ROUTED;
+
+	struct prefix source = { .length = 32, .address = ip->source };
+
+	return bpf_map_lookup_elem(&exempt, &source) ? XSK_EXEMPT : PASS_ADDRESS;
 }
 
 static __always_inline enum verdict classify(const void *data, const void *end)
@@ -190,28 +351,13 @@ static __always_inline enum verdict classify(const void *data, const void *end)
 	if (total < header || (const void *)ip + total > end)
 		return PASS_MALFORMED;
 	if (!is_our_address(ip->destination))
-		return PASS_ADDRESS;
-	if (ip->fragment & bpf_htons(FRAGMENT_OFFSET))
-		return PASS_FRAGMENT;
+		return classify_transit(ethernet, ip);
 
 	const void *transport = (const void *)ip + header;
-	u32 bytes = total - header;
-	const struct ports *ports = transport;
 
-	switch (ip->protocol) {
-	case PROTOCOL_UDP:
-		if (bytes < UDP_HEADER_BYTES || transport + UDP_HEADER_BYTES > end)
-			return PASS_MALFORMED;
-		return is_our_port(ports->destination) ? XSK_UDP : PASS_PORT;
-	case PROTOCOL_TCP:
-		if (bytes < TCP_HEADER_BYTES || transport + TCP_HEADER_BYTES > end)
-			return PASS_MALFORMED;
-		return is_our_port(ports->destination) ? XSK_TCP : PASS_PORT;
-	case PROTOCOL_ICMP:
-		return classify_icmp(transport, bytes, end);
-	default:
-		return PASS_PROTOCOL;
-	}
+	if (ip->fragment & bpf_htons(FRAGMENT_OFFSET | MORE_FRAGMENTS))
+		return classify_fragment(ip, transport, total - header, end);
+	return classify_ours(ip, transport, total - header, end);
 }
 
 SEC("xdp") int starnet_xdp(struct xdp_md *context)
@@ -221,7 +367,7 @@ SEC("xdp") int starnet_xdp(struct xdp_md *context)
 
 	if (count)
 		(*count)++;
-	if (verdict <= XSK_ICMP_ERROR)
+	if (verdict < PASS_NOT_IPV4)
 		return bpf_redirect_map(&sockets, context->rx_queue_index, XDP_PASS);
 	return XDP_PASS;
 }

@@ -39,7 +39,7 @@ use crate::{
     config_file::ConfigError,
     control::{Control, ControlConfig, KernelEvent},
     dataplane::{
-        driver::xdp::{self, AttachedInterface, Pages, Reserved, Waker, XdpDriver},
+        driver::xdp::{self, AttachedInterface, Pages, Reserved, Transit, Waker, XdpDriver},
         forwarding::{Identity, Interface},
         handoff,
         published::Published,
@@ -144,10 +144,16 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
         tracing::warn!("the claim of the ports cannot be written: {error}; a crash would leave them reserved");
     }
 
-    let reserved = Reserved { addresses: vec![config.address], ports: ports.first..=ports.last };
+    let gateway = config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)).unwrap_or_default();
+    let reserved = Reserved {
+        addresses: config.gateway.as_ref().map_or(vec![config.address], |gateway| gateway.addresses.clone()),
+        ports: ports.first..=ports.last,
+        takes_fragments: config.gateway.is_some(),
+        transit: Transit::default(),
+    };
     let mut attached = Vec::new();
-    for name in &config.interfaces {
-        attached.push(AttachedInterface::attach(name, &reserved)?);
+    for (number, name) in config.interfaces.iter().enumerate() {
+        attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);
     }
     let mut drivers = Vec::new();
     for worker in 0..config.workers {

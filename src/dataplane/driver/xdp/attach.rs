@@ -10,8 +10,9 @@ use super::{
     error::{Error, io_error, is_privilege},
     link::{self, Link},
     program::{self, AttachMode, Program, Reserved, Verdicts},
+    transit::TransitRules,
 };
-use crate::limits;
+use crate::{dataplane::gateway::Realm, limits};
 
 /// An interface that sends what is ours to AF_XDP sockets, as far as there are any. Dropping it takes the program off;
 /// the program also goes with the process, however that ends.
@@ -37,16 +38,16 @@ enum Holder {
 }
 
 impl AttachedInterface {
-    /// Puts the program on interface `name` of the calling thread's network namespace: in native mode if the driver can,
-    /// else in generic mode. A program that an earlier starnet left behind is replaced; any other is left alone and an
+    /// Puts the program on interface `name` of the calling thread's network namespace, which is on this side of the
+    /// gateway: in native mode if the driver can, else in generic mode. A program that an earlier starnet left behind is replaced; any other is left alone and an
     /// error.
-    pub fn attach(name: &str, reserved: &Reserved) -> Result<Self, Error> {
+    pub fn attach(name: &str, reserved: &Reserved, realm: Realm) -> Result<Self, Error> {
         let link = link::find(name)?;
         if link.mtu as usize > limits::MTU_MAX {
             return Err(Error::Mtu { name: name.into(), mtu: link.mtu });
         }
         let queues = link::receive_queues(name)?;
-        let mut program = Program::load(reserved)?;
+        let mut program = Program::load(reserved, realm)?;
         let max = program.queues_max();
         if queues > max {
             return Err(Error::TooManyQueues { name: name.into(), queues, max });
@@ -84,6 +85,11 @@ impl AttachedInterface {
     /// How the AF_XDP sockets are bound; `None` before the first one.
     pub fn bind_mode(&self) -> Option<BindMode> {
         self.bind_mode
+    }
+
+    /// What changes which transit packets are taken; once.
+    pub fn take_rules(&mut self) -> Option<TransitRules> {
+        self.program.rules.take()
     }
 
     /// What the XDP program did with the packets of this interface so far.

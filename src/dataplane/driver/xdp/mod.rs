@@ -7,9 +7,11 @@
 //!
 //! ```no_run
 //! use starnet::dataplane::driver::xdp::{AttachedInterface, Reserved, XdpDriver};
+//! use starnet::dataplane::gateway::Realm;
 //! # fn run() -> Result<(), starnet::dataplane::driver::xdp::Error> {
-//! let reserved = Reserved { addresses: vec!["192.0.2.1".parse().unwrap()], ports: 40000..=49999 };
-//! let mut interfaces = vec![AttachedInterface::attach("e0", &reserved)?, AttachedInterface::attach("e1", &reserved)?];
+//! let reserved = Reserved::new(vec!["192.0.2.1".parse().unwrap()], 40000..=49999);
+//! let attach = |name| AttachedInterface::attach(name, &reserved, Realm::Neither);
+//! let mut interfaces = vec![attach("e0")?, attach("e1")?];
 //! for worker in 0..2 {
 //!     let (driver, waker) = XdpDriver::open(worker, 2, &mut interfaces, 4096)?;
 //!     std::thread::spawn(move || drop(driver /* into the Worker */));
@@ -28,6 +30,7 @@ mod program;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod transit;
 mod umem;
 mod waker;
 
@@ -47,6 +50,7 @@ pub use self::{
     attach::AttachedInterface,
     error::Error,
     program::{AttachMode, Reserved, Verdict, Verdicts},
+    transit::{Transit, TransitRules},
     umem::Pages,
     waker::Waker,
 };

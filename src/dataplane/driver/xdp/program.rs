@@ -10,7 +10,11 @@ use aya::{
     programs::Xdp,
 };
 
-use super::error::{Error, io_error, is_privilege};
+use super::{
+    error::{Error, io_error, is_privilege},
+    transit::{Transit, TransitRules, in_network_order},
+};
+use crate::dataplane::gateway::Realm;
 
 /// Name of the program in the kernel; a program of this name on an interface is ours.
 pub(super) const NAME: &str = "starnet_xdp";
@@ -24,6 +28,17 @@ pub struct Reserved {
     pub addresses: Vec<Ipv4Addr>,
     /// UDP and TCP ports and ICMP identifiers.
     pub ports: RangeInclusive<u16>,
+    /// The node translates: fragments without ports may be its.
+    pub takes_fragments: bool,
+    /// The part that may change while the program runs.
+    pub transit: Transit,
+}
+
+impl Reserved {
+    /// These ports at these addresses and nothing else.
+    pub fn new(addresses: Vec<Ipv4Addr>, ports: RangeInclusive<u16>) -> Self {
+        Self { addresses, ports, takes_fragments: false, transit: Transit::default() }
+    }
 }
 
 /// Where the XDP program runs.
@@ -52,15 +67,20 @@ crate::telemetry::named::counters! {
     XskTcp "xsk_tcp" "To the socket: TCP to a reserved port."
     XskIcmpQuery "xsk_icmp_query" "To the socket: an ICMP echo reply with a reserved identifier."
     XskIcmpError "xsk_icmp_error" "To the socket: an ICMP error that quotes a packet of ours."
+    XskFragment "xsk_fragment" "To the socket: a fragment without the transport header, of what may be ours."
+    XskRouted "xsk_routed" "To the socket: what an inside host wants routed on."
+    XskExempt "xsk_exempt" "To the socket: from a network that is exempt from translation, to be routed on."
     PassNotIpv4 "pass_not_ipv4" "To the kernel: not IPv4 (ARP, IPv6, a VLAN tag)."
     PassMalformed "pass_malformed" "To the kernel: cut short, or a length that cannot be."
     PassAddress "pass_address" "To the kernel: the destination is none of our addresses."
-    PassFragment "pass_fragment" "To the kernel: a fragment without the transport header."
+    PassFragment "pass_fragment" "To the kernel: a fragment without the transport header, not ours."
     PassProtocol "pass_protocol" "To the kernel: neither UDP, TCP nor ICMP."
     PassPort "pass_port" "To the kernel: the destination port is not reserved."
     PassIcmpType "pass_icmp_type" "To the kernel: an ICMP message that is neither echo reply nor error."
     PassIcmpIdentifier "pass_icmp_identifier" "To the kernel: an echo reply whose identifier is not reserved."
     PassIcmpQuote "pass_icmp_quote" "To the kernel: an ICMP error about a packet that is not ours."
+    PassLocal "pass_local" "To the kernel: an inside host speaks to this machine itself."
+    PassNotUnicast "pass_not_unicast" "To the kernel: broadcast or multicast."
 }
 
 /// Packets of one interface by [`Verdict`].
@@ -70,14 +90,23 @@ pub type Verdicts = [u64; Verdict::COUNT];
 #[derive(Debug)]
 pub(super) struct Program {
     ebpf: Ebpf,
+    /// Until it is taken out, to be changed elsewhere.
+    pub(super) rules: Option<TransitRules>,
 }
 
 impl Program {
-    /// Has the kernel verify and take the program.
-    pub(super) fn load(reserved: &Reserved) -> Result<Self, Error> {
+    /// Has the kernel verify and take the program, for an interface on this side of the gateway.
+    pub(super) fn load(reserved: &Reserved, realm: Realm) -> Result<Self, Error> {
+        let realm = match realm {
+            Realm::Neither => 0_u8,
+            Realm::Inside => 1,
+            Realm::Outside => 2,
+        };
         let mut ebpf = EbpfLoader::new()
             .override_global("port_first", reserved.ports.start(), true)
             .override_global("port_last", reserved.ports.end(), true)
+            .override_global("realm", &realm, true)
+            .override_global("takes_fragments", &u8::from(reserved.takes_fragments), true)
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
         let mut addresses: HashMap<_, u32, u8> = ebpf
@@ -86,9 +115,11 @@ impl Program {
             .try_into()
             .map_err(|error| load_error(&error))?;
         for address in &reserved.addresses {
-            addresses.insert(u32::from_ne_bytes(address.octets()), 1, 0).map_err(|error| load_error(&error))?;
+            addresses.insert(in_network_order(*address), 1, 0).map_err(|error| load_error(&error))?;
         }
-        let mut program = Self { ebpf };
+        let mut rules = TransitRules::new(&mut ebpf).map_err(|error| load_error(&error))?;
+        rules.set(&reserved.transit).map_err(|error| load_error(&error))?;
+        let mut program = Self { ebpf, rules: Some(rules) };
         program.xdp().load().map_err(|error| load_error(&error))?;
         Ok(program)
     }

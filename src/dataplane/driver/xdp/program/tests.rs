@@ -14,11 +14,19 @@ const LAST: u16 = 49999;
 const XDP_PASS: u32 = 2;
 
 fn program() -> Program {
-    load(&Reserved { addresses: vec![OURS, ALSO_OURS], ports: FIRST..=LAST })
+    load(&reserved())
+}
+
+fn reserved() -> Reserved {
+    Reserved::new(vec![OURS, ALSO_OURS], FIRST..=LAST)
 }
 
 fn load(reserved: &Reserved) -> Program {
-    Program::load(reserved).unwrap_or_else(|error| panic!("{error}"))
+    load_at(reserved, Realm::Neither)
+}
+
+fn load_at(reserved: &Reserved, realm: Realm) -> Program {
+    Program::load(reserved, realm).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Runs the packet through the program; exactly the one counter must move.
@@ -251,10 +259,129 @@ fn lying_header_fields_go_to_the_kernel() {
 fn an_empty_range_and_no_address_take_nothing() {
     let datagram = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
     #[expect(clippy::reversed_empty_ranges)]
-    let empty = Reserved { addresses: vec![OURS], ports: 1..=0 };
+    let empty = Reserved { ports: 1..=0, ..reserved() };
     expect(&mut load(&empty), &datagram, Verdict::PassPort);
-    let nowhere = Reserved { addresses: vec![], ports: FIRST..=LAST };
+    let nowhere = Reserved { addresses: vec![], ..reserved() };
     expect(&mut load(&nowhere), &datagram, Verdict::PassAddress);
+}
+
+const INSIDE_HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const INSIDE_US: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const OFFICE: Ipv4Addr = Ipv4Addr::new(10, 9, 1, 1);
+
+fn transit() -> Transit {
+    Transit {
+        forwarded: vec![(ip4::TCP, OURS, 80), (ip4::UDP, ALSO_OURS, 53)],
+        local: vec![OURS, ALSO_OURS, INSIDE_US, Ipv4Addr::new(10, 0, 0, 255)],
+        exempt: vec!["10.9.0.0/16".parse().unwrap()],
+    }
+}
+
+fn gateway(realm: Realm) -> Program {
+    load_at(&Reserved { takes_fragments: true, transit: transit(), ..reserved() }, realm)
+}
+
+fn transit_packet(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    packet(ethernet::TYPE_IP4, &ip(source, destination, protocol, &[], payload))
+}
+
+#[test]
+fn an_inside_host_is_routed_on_whatever_it_sends_but_to_this_machine() {
+    let mut program = gateway(Realm::Inside);
+    let to = |destination, protocol, payload: &[u8]| transit_packet(INSIDE_HOST, destination, protocol, payload);
+    for (protocol, payload) in [
+        (ip4::UDP, udp_datagram(5, 53)),
+        (ip4::TCP, tcp_segment(5, 22)),
+        (ip4::ICMP, icmp_message(8, 7, &[])),
+        (47, vec![]),
+    ] {
+        expect(&mut program, &to(OTHER, protocol, &payload), Verdict::XskRouted);
+        expect(&mut program, &to(INSIDE_US, protocol, &payload), Verdict::PassLocal);
+    }
+    let mut fragment = to(OTHER, ip4::UDP, &[1; 16]);
+    fragment[ethernet::HEADER_BYTES + ip4::FRAGMENT..][..2].copy_from_slice(&[0, 9]);
+    expect(&mut program, &fragment, Verdict::XskRouted);
+    // DHCP, name services and routing protocols.
+    let dhcp = udp_datagram(68, 67);
+    for group in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 251), Ipv4Addr::new(239, 1, 1, 1)] {
+        expect(&mut program, &to(group, ip4::UDP, &dhcp), Verdict::PassNotUnicast);
+    }
+    expect(&mut program, &to(Ipv4Addr::new(10, 0, 0, 255), ip4::UDP, &dhcp), Verdict::PassLocal);
+    let mut broadcast = to(OTHER, ip4::UDP, &dhcp);
+    broadcast[..6].fill(0xff);
+    expect(&mut program, &broadcast, Verdict::PassNotUnicast);
+    expect(&mut program, &packet(0x0806, &[0; 28]), Verdict::PassNotIpv4);
+}
+
+#[test]
+fn to_our_outside_addresses_an_inside_host_reaches_what_everyone_does() {
+    let mut program = gateway(Realm::Inside);
+    let to = |protocol, payload: &[u8]| transit_packet(INSIDE_HOST, OURS, protocol, payload);
+    expect(&mut program, &to(ip4::UDP, &udp_datagram(5, FIRST)), Verdict::XskUdp);
+    expect(&mut program, &to(ip4::TCP, &tcp_segment(5, 80)), Verdict::XskTcp);
+    expect(&mut program, &to(ip4::TCP, &tcp_segment(5, 22)), Verdict::PassPort);
+    expect(&mut program, &to(ip4::ICMP, &icmp_message(icmp::ECHO_REQUEST, FIRST, &[])), Verdict::PassIcmpType);
+}
+
+#[test]
+fn a_forwarded_port_is_taken_at_its_address_and_protocol_alone() {
+    let mut program = gateway(Realm::Outside);
+    for (address, protocol, port, verdict) in [
+        (OURS, ip4::TCP, 80, Verdict::XskTcp),
+        (OURS, ip4::TCP, 81, Verdict::PassPort),
+        (OURS, ip4::UDP, 80, Verdict::PassPort),
+        (ALSO_OURS, ip4::TCP, 80, Verdict::PassPort),
+        (ALSO_OURS, ip4::UDP, 53, Verdict::XskUdp),
+    ] {
+        let payload = if protocol == ip4::TCP { tcp_segment(5, port) } else { udp_datagram(5, port) };
+        expect(&mut program, &transit_packet(OTHER, address, protocol, &payload), verdict);
+    }
+    let quote = ip(OURS, OTHER, ip4::TCP, &[], &tcp_segment(80, 5));
+    expect(&mut program, &error_about(icmp::UNREACHABLE, &quote), Verdict::XskIcmpError);
+    let quote = ip(OURS, OTHER, ip4::UDP, &[], &udp_datagram(80, 5));
+    expect(&mut program, &error_about(icmp::UNREACHABLE, &quote), Verdict::PassIcmpQuote);
+}
+
+#[test]
+fn from_outside_only_exempt_networks_reach_inside_hosts_as_they_are() {
+    let mut program = gateway(Realm::Outside);
+    let datagram = udp_datagram(5, 53);
+    expect(&mut program, &transit_packet(OFFICE, INSIDE_HOST, ip4::UDP, &datagram), Verdict::XskExempt);
+    expect(&mut program, &transit_packet(OFFICE, INSIDE_US, ip4::UDP, &datagram), Verdict::PassLocal);
+    expect(&mut program, &transit_packet(OFFICE, OURS, ip4::UDP, &datagram), Verdict::PassPort);
+    expect(&mut program, &transit_packet(OTHER, INSIDE_HOST, ip4::UDP, &datagram), Verdict::PassAddress);
+    let mut neither = gateway(Realm::Neither);
+    expect(&mut neither, &transit_packet(OFFICE, INSIDE_HOST, ip4::UDP, &datagram), Verdict::PassAddress);
+}
+
+#[test]
+fn fragments_follow_the_one_that_has_the_ports() {
+    let mut program = gateway(Realm::Outside);
+    let fragment = |port, identification: u16, offset: u16| {
+        let mut bytes = from_outside(ip4::UDP, &udp_datagram(5, port));
+        bytes[ethernet::HEADER_BYTES + ip4::IDENTIFICATION..][..2].copy_from_slice(&identification.to_be_bytes());
+        bytes[ethernet::HEADER_BYTES + ip4::FRAGMENT..][..2].copy_from_slice(&offset.to_be_bytes());
+        bytes
+    };
+    expect(&mut program, &fragment(FIRST, 1, 0x2000), Verdict::XskUdp);
+    expect(&mut program, &fragment(FIRST, 1, 0x2001), Verdict::XskFragment);
+    expect(&mut program, &fragment(53, 2, 0x2000), Verdict::PassPort);
+    expect(&mut program, &fragment(FIRST, 2, 0x2001), Verdict::PassFragment);
+    expect(&mut program, &fragment(FIRST, 2, 0x0002), Verdict::PassFragment);
+    expect(&mut program, &fragment(53, 3, 0x0001), Verdict::XskFragment);
+}
+
+#[test]
+fn what_is_taken_changes_while_the_program_runs() {
+    let mut program = gateway(Realm::Outside);
+    let mut rules = program.rules.take().unwrap();
+    rules.set(&Transit { forwarded: vec![(ip4::TCP, OURS, 8080)], local: vec![], exempt: vec![] }).unwrap();
+    let to = |port| transit_packet(OTHER, OURS, ip4::TCP, &tcp_segment(5, port));
+    expect(&mut program, &to(80), Verdict::PassPort);
+    expect(&mut program, &to(8080), Verdict::XskTcp);
+    expect(&mut program, &transit_packet(OFFICE, INSIDE_HOST, ip4::UDP, &udp_datagram(5, 53)), Verdict::PassAddress);
+    rules.set(&transit()).unwrap();
+    expect(&mut program, &transit_packet(OFFICE, INSIDE_US, ip4::UDP, &udp_datagram(5, 53)), Verdict::PassLocal);
 }
 
 #[test]

@@ -1,0 +1,100 @@
+//! Packets that only pass through a gateway: which of them the XDP program takes. Unlike all else it goes by, this
+//! changes while it runs.
+
+use std::net::Ipv4Addr;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        HashMap, MapData, MapError,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+
+use crate::dataplane::forwarding::Prefix;
+
+/// What a gateway takes besides: the part of [`Reserved`] that may change while the program runs.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Transit {
+    /// Protocol, address and port of what is forwarded to inside hosts, at most 1024.
+    pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
+    /// Every address of this machine, those of networks and broadcasts included: what goes there is not routed on.
+    pub local: Vec<Ipv4Addr>,
+    /// Networks that are routed to and from without translation, at most 1024.
+    pub exempt: Vec<Prefix>,
+}
+
+/// The maps of one interface's program that hold [`Transit`]; may be changed from any thread while it runs.
+#[derive(Debug)]
+pub struct TransitRules {
+    forwarded: HashMap<MapData, Forwarded, u8>,
+    local: HashMap<MapData, u32, u8>,
+    exempt: LpmTrie<MapData, u32, u8>,
+    /// What the maps hold.
+    now: Transit,
+}
+
+/// `struct forwarded` of the program.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Forwarded {
+    address: u32,
+    port: u16,
+    protocol: u8,
+    zero: u8,
+}
+
+// SAFETY: plain integers without padding between or behind them.
+unsafe impl Pod for Forwarded {}
+
+impl Forwarded {
+    fn new((protocol, address, port): (u8, Ipv4Addr, u16)) -> Self {
+        Self { address: in_network_order(address), port: port.to_be(), protocol, zero: 0 }
+    }
+}
+
+pub(super) fn in_network_order(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+fn trie_key(prefix: Prefix) -> Key<u32> {
+    Key::new(u32::from(prefix.length), in_network_order(prefix.address))
+}
+
+impl TransitRules {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+        let mut take = |name| ebpf.take_map(name).expect("the program has this map");
+        Ok(Self {
+            forwarded: take("forwarded").try_into()?,
+            local: take("local").try_into()?,
+            exempt: take("exempt").try_into()?,
+            now: Transit::default(),
+        })
+    }
+
+    /// Makes `transit` what is taken. What is in the old and in the new set is taken all the time.
+    pub fn set(&mut self, transit: &Transit) -> Result<(), MapError> {
+        let old = std::mem::take(&mut self.now);
+        for entry in transit.forwarded.iter().filter(|entry| !old.forwarded.contains(entry)) {
+            self.forwarded.insert(Forwarded::new(*entry), 0, 0)?;
+        }
+        for entry in old.forwarded.iter().filter(|entry| !transit.forwarded.contains(entry)) {
+            self.forwarded.remove(&Forwarded::new(*entry))?;
+        }
+        for address in transit.local.iter().filter(|address| !old.local.contains(address)) {
+            self.local.insert(in_network_order(*address), 0, 0)?;
+        }
+        for address in old.local.iter().filter(|address| !transit.local.contains(address)) {
+            self.local.remove(&in_network_order(*address))?;
+        }
+        for prefix in transit.exempt.iter().filter(|prefix| !old.exempt.contains(prefix)) {
+            self.exempt.insert(&trie_key(*prefix), 0, 0)?;
+        }
+        for prefix in old.exempt.iter().filter(|prefix| !transit.exempt.contains(prefix)) {
+            self.exempt.remove(&trie_key(*prefix))?;
+        }
+        self.now = transit.clone();
+        Ok(())
+    }
+}
