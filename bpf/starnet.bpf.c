@@ -43,10 +43,6 @@ enum verdict {
 	VERDICTS,
 };
 
-/* The reserved range, host byte order, set by the loader. Empty until then. */
-const volatile u16 port_first = 1;
-const volatile u16 port_last = 0;
-
 /* Which side of the gateway the interface is on: `Realm` in src/dataplane/gateway.rs. */
 enum realm { NEITHER, INSIDE, OUTSIDE };
 const volatile u8 realm = NEITHER;
@@ -56,12 +52,18 @@ const volatile u8 takes_fragments = 0;
 
 /* Addresses and ports in keys are in network byte order; where the value is a u8 it says nothing. */
 
-/* Our addresses. */
+/* Ports and ICMP identifiers, host byte order, both ends included. */
+struct range {
+	u16 first;
+	u16 last;
+};
+
+/* Our addresses, and what is reserved of each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__type(key, u32);
-	__type(value, u8);
+	__type(value, struct range);
 } addresses SEC(".maps");
 
 struct forwarded {
@@ -184,24 +186,25 @@ enum {
 	ICMP_PARAMETER_PROBLEM = 12,
 };
 
-static __always_inline int is_our_address(u32 address)
+/* What is reserved of an address; none: it is not ours. */
+static __always_inline const struct range *our_range(u32 address)
 {
-	return bpf_map_lookup_elem(&addresses, &address) != 0;
+	return bpf_map_lookup_elem(&addresses, &address);
 }
 
-static __always_inline int is_reserved(u16 port)
+static __always_inline int is_reserved(const struct range *range, u16 port)
 {
 	u16 number = bpf_ntohs(port);
 
-	return number >= port_first && number <= port_last;
+	return number >= range->first && number <= range->last;
 }
 
 /* A port of UDP or TCP at one of our addresses: is it NAT's? */
-static __always_inline int is_our_port(u8 protocol, u32 address, u16 port)
+static __always_inline int is_our_port(const struct range *range, u8 protocol, u32 address, u16 port)
 {
 	struct forwarded key = { .address = address, .port = port, .protocol = protocol };
 
-	return is_reserved(port) || bpf_map_lookup_elem(&forwarded, &key);
+	return is_reserved(range, port) || bpf_map_lookup_elem(&forwarded, &key);
 }
 
 static __always_inline int is_local(u32 address)
@@ -233,30 +236,33 @@ static __always_inline enum verdict classify_quote(const struct ip4 *ip, u32 byt
 
 	if (!header || header + QUOTED_BYTES > bytes || transport + QUOTED_BYTES > end)
 		return PASS_MALFORMED;
-	if (!is_our_address(ip->source) || ip->fragment & bpf_htons(FRAGMENT_OFFSET))
+	const struct range *range = our_range(ip->source);
+
+	if (!range || ip->fragment & bpf_htons(FRAGMENT_OFFSET))
 		return PASS_ICMP_QUOTE;
 	if (ip->protocol == PROTOCOL_UDP || ip->protocol == PROTOCOL_TCP) {
 		const struct ports *ports = transport;
 
-		return is_our_port(ip->protocol, ip->source, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
+		return is_our_port(range, ip->protocol, ip->source, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
 	}
 	if (ip->protocol == PROTOCOL_ICMP) {
 		const struct icmp *icmp = transport;
 
-		return icmp->type == ICMP_ECHO_REQUEST && is_reserved(icmp->identifier) ? XSK_ICMP_ERROR
+		return icmp->type == ICMP_ECHO_REQUEST && is_reserved(range, icmp->identifier) ? XSK_ICMP_ERROR
 											: PASS_ICMP_QUOTE;
 	}
 	return PASS_ICMP_QUOTE;
 }
 
 /* `bytes` is by the IP header: Ethernet may have padded the packet, so `end` alone does not tell. */
-static __always_inline enum verdict classify_icmp(const struct icmp *icmp, u32 bytes, const void *end)
+static __always_inline enum verdict classify_icmp(const struct range *range, const struct icmp *icmp, u32 bytes,
+						  const void *end)
 {
 	if (bytes < sizeof(*icmp) || (const void *)(icmp + 1) > end)
 		return PASS_MALFORMED;
 	switch (icmp->type) {
 	case ICMP_ECHO_REPLY:
-		return is_reserved(icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
+		return is_reserved(range, icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
 	case ICMP_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
@@ -267,8 +273,8 @@ static __always_inline enum verdict classify_icmp(const struct icmp *icmp, u32 b
 }
 
 /* A packet to one of our addresses; its transport header and all of its `bytes` are at `transport`. */
-static __always_inline enum verdict classify_ours(const struct ip4 *ip, const void *transport, u32 bytes,
-						  const void *end)
+static __always_inline enum verdict classify_ours(const struct range *range, const struct ip4 *ip,
+						  const void *transport, u32 bytes, const void *end)
 {
 	const struct ports *ports = transport;
 
@@ -276,13 +282,13 @@ static __always_inline enum verdict classify_ours(const struct ip4 *ip, const vo
 	case PROTOCOL_UDP:
 		if (bytes < UDP_HEADER_BYTES || transport + UDP_HEADER_BYTES > end)
 			return PASS_MALFORMED;
-		return is_our_port(PROTOCOL_UDP, ip->destination, ports->destination) ? XSK_UDP : PASS_PORT;
+		return is_our_port(range, PROTOCOL_UDP, ip->destination, ports->destination) ? XSK_UDP : PASS_PORT;
 	case PROTOCOL_TCP:
 		if (bytes < TCP_HEADER_BYTES || transport + TCP_HEADER_BYTES > end)
 			return PASS_MALFORMED;
-		return is_our_port(PROTOCOL_TCP, ip->destination, ports->destination) ? XSK_TCP : PASS_PORT;
+		return is_our_port(range, PROTOCOL_TCP, ip->destination, ports->destination) ? XSK_TCP : PASS_PORT;
 	case PROTOCOL_ICMP:
-		return classify_icmp(transport, bytes, end);
+		return classify_icmp(range, transport, bytes, end);
 	default:
 		return PASS_PROTOCOL;
 	}
@@ -290,8 +296,8 @@ static __always_inline enum verdict classify_ours(const struct ip4 *ip, const vo
 
 /* A fragment of a packet to one of our addresses. The first one has the ports and decides for the others, which
  * usually come after it; one that comes before it is ours, and a worker keeps or drops it. */
-static __always_inline enum verdict classify_fragment(const struct ip4 *ip, const void *transport, u32 bytes,
-						      const void *end)
+static __always_inline enum verdict classify_fragment(const struct range *range, const struct ip4 *ip,
+						      const void *transport, u32 bytes, const void *end)
 {
 	struct packet_id id = {
 		.source = ip->source,
@@ -305,7 +311,7 @@ static __always_inline enum verdict classify_fragment(const struct ip4 *ip, cons
 
 		return is_kernels ? PASS_FRAGMENT : XSK_FRAGMENT;
 	}
-	enum verdict verdict = classify_ours(ip, transport, bytes, end);
+	enum verdict verdict = classify_ours(range, ip, transport, bytes, end);
 
 	if (takes_fragments && verdict >= PASS_NOT_IPV4) {
 		u8 nothing = 0;
@@ -350,14 +356,16 @@ static __always_inline enum verdict classify(const void *data, const void *end)
 
 	if (total < header || (const void *)ip + total > end)
 		return PASS_MALFORMED;
-	if (!is_our_address(ip->destination))
+	const struct range *range = our_range(ip->destination);
+
+	if (!range)
 		return classify_transit(ethernet, ip);
 
 	const void *transport = (const void *)ip + header;
 
 	if (ip->fragment & bpf_htons(FRAGMENT_OFFSET | MORE_FRAGMENTS))
-		return classify_fragment(ip, transport, total - header, end);
-	return classify_ours(ip, transport, total - header, end);
+		return classify_fragment(range, ip, transport, total - header, end);
+	return classify_ours(range, ip, transport, total - header, end);
 }
 
 SEC("xdp") int starnet_xdp(struct xdp_md *context)

@@ -1,5 +1,5 @@
 //! What a node does as a gateway for the hosts behind it: the part of the [snapshot] that says who is inside, who is
-//! outside, which addresses servers see, and what is not translated.
+//! outside, which addresses and ports are NAT's, and what is not translated.
 //!
 //! [snapshot]: super::forwarding::Forwarding
 
@@ -19,12 +19,23 @@ pub enum Realm {
     Outside,
 }
 
+/// An address that servers see, and those of its ports and ICMP identifiers that NAT gives out, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutsideAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Its first port.
+    pub first: u16,
+    /// Its last port.
+    pub last: u16,
+}
+
 /// A forwarded port: what comes to `outside` goes to `inside`, and what comes from there leaves as `outside`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StaticMapping {
     /// TCP or UDP.
     pub protocol: u8,
-    /// One of [`Gateway::addresses`], and a port that is none of those that NAT gives out.
+    /// One of [`Gateway::addresses`], and a port of it that NAT gives to nobody else.
     pub outside: (Ipv4Addr, u16),
     /// The inside host's address and port.
     pub inside: (Ipv4Addr, u16),
@@ -35,8 +46,8 @@ pub struct StaticMapping {
 pub struct Gateway {
     /// By interface number.
     pub realms: Vec<Realm>,
-    /// The addresses that servers know inside hosts by.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Outside addresses.
+    pub addresses: Vec<OutsideAddress>,
     /// Destinations that see inside hosts as they are.
     pub exempt: Vec<Prefix>,
     /// Forwarded ports.
@@ -52,7 +63,7 @@ impl Gateway {
 
     /// True for an address that servers know inside hosts by.
     pub fn is_outside_address(&self, address: Ipv4Addr) -> bool {
-        self.addresses.contains(&address)
+        self.addresses.iter().any(|outside| outside.address == address)
     }
 
     /// True where packets to or from `address` are not translated.

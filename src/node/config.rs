@@ -13,7 +13,7 @@ use toml::Spanned;
 pub use self::gateway::GatewayConfig;
 use crate::{
     config_file::{ConfigError, ConfigFile},
-    dataplane::forwarding::Prefix,
+    dataplane::{forwarding::Prefix, gateway::OutsideAddress},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
 };
@@ -248,9 +248,10 @@ impl NodeConfig {
         }
         let ports = read_ports(file, &node.ports)?;
         let overlay = read_overlay(file, &node, tls.as_ref(), controller.as_ref(), ports, gateway.is_some())?;
+        let own = OutsideAddress { address, first: ports.first + 1, last: ports.last };
         let control = overlay.as_ref().map(|overlay| overlay.control);
         let gateway = match &gateway {
-            Some(table) => Some(GatewayConfig::read(file, table, address, ports, control)?),
+            Some(table) => Some(GatewayConfig::read(file, table, own, control)?),
             None => None,
         };
         let workers = match &node.workers {

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     RUN_DIRECTORY,
     clock::NodeClock,
-    config::NodeConfig,
+    config::{NodeConfig, PortRange},
     control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
     cores,
     kernel::{self, KernelError, KernelMirror},
@@ -41,6 +41,7 @@ use crate::{
     dataplane::{
         driver::xdp::{self, AttachedInterface, Pages, Reserved, Transit, Waker, XdpDriver},
         forwarding::{Identity, Interface},
+        gateway::OutsideAddress,
         handoff,
         published::Published,
         worker::{Rings, Worker, WorkerConfig},
@@ -123,9 +124,10 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let claims = Path::new(RUN_DIRECTORY).join("ports");
     let mut claim = PortClaim::new(&claims, &config.name, config.address, ports)?;
     let mut gateway_claims = Vec::new();
-    for &address in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
-        if address != config.address {
-            gateway_claims.push(PortClaim::new(&claims, &config.name, address, ports)?);
+    for outside in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
+        if outside.address != config.address {
+            let ports = PortRange { first: outside.first, last: outside.last };
+            gateway_claims.push(PortClaim::new(&claims, &config.name, outside.address, ports)?);
         }
     }
     check_addresses(&config, &kernel::local_addresses()?)?;
@@ -145,12 +147,9 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     }
 
     let gateway = config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)).unwrap_or_default();
-    let reserved = Reserved {
-        addresses: config.gateway.as_ref().map_or(vec![config.address], |gateway| gateway.addresses.clone()),
-        ports: ports.first..=ports.last,
-        takes_fragments: config.gateway.is_some(),
-        transit: Transit::default(),
-    };
+    let mut addresses = vec![OutsideAddress { address: config.address, first: ports.first, last: ports.last }];
+    addresses.extend(gateway.addresses.iter().filter(|outside| outside.address != config.address));
+    let reserved = Reserved { addresses, takes_fragments: config.gateway.is_some(), transit: Transit::default() };
     let mut attached = Vec::new();
     for (number, name) in config.interfaces.iter().enumerate() {
         attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);
@@ -176,7 +175,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
 
 fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeError> {
     let outside = config.gateway.iter().flat_map(|gateway| &gateway.addresses);
-    let all = outside.map(|address| ("gateway.addresses", *address));
+    let all = outside.map(|outside| ("gateway.addresses", outside.address));
     match std::iter::once(("node.address", config.address)).chain(all).find(|(_, address)| !local.contains(address)) {
         Some((field, address)) => Err(NodeError::NotLocal { field, address }),
         None => Ok(()),

@@ -10,7 +10,7 @@ use crate::{
     config_file::{ConfigError, ConfigFile},
     dataplane::{
         forwarding::Prefix,
-        gateway::{Gateway, Realm, StaticMapping},
+        gateway::{Gateway, OutsideAddress, Realm, StaticMapping},
     },
     limits::{OUTSIDE_ADDRESSES_MAX, PORT_MAPPINGS_MAX},
     wire::ip4,
@@ -23,8 +23,8 @@ pub struct GatewayConfig {
     pub inside: Vec<String>,
     /// Interfaces that lead to everyone else.
     pub outside: Vec<String>,
-    /// What servers see: the node's own address, then those of the file.
-    pub addresses: Vec<Ipv4Addr>,
+    /// What servers see.
+    pub addresses: Vec<OutsideAddress>,
     /// Destinations that are routed to without translation.
     pub exempt: Vec<Prefix>,
     /// Forwarded ports.
@@ -36,8 +36,8 @@ pub struct GatewayConfig {
 pub(super) struct Table {
     inside: Spanned<Vec<Spanned<String>>>,
     outside: Spanned<Vec<Spanned<String>>>,
-    #[serde(default)]
-    addresses: Vec<Spanned<String>>,
+    addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    ports: Option<Spanned<String>>,
     #[serde(default)]
     exempt: Vec<Spanned<String>>,
     #[serde(default)]
@@ -53,13 +53,12 @@ struct MappingTable {
 }
 
 impl GatewayConfig {
-    /// Checks the table of the node with address `own`, which reserves `ports` and answers control messages at
+    /// Checks the table of a node whose own address and NAT ports are `own`, and which answers control messages at
     /// `control`.
     pub(super) fn read(
         file: &ConfigFile,
         table: &Table,
-        own: Ipv4Addr,
-        ports: PortRange,
+        own: OutsideAddress,
         control: Option<SocketAddrV4>,
     ) -> Result<Self, ConfigError> {
         let inside = read_interface_names(file, "gateway.inside", &table.inside)?;
@@ -68,8 +67,10 @@ impl GatewayConfig {
             let message = format!("'{}' is in gateway.inside, too: an interface is on one side", both.get_ref());
             return Err(file.error("gateway.outside", both.span(), message));
         }
-        let addresses = read_addresses(file, &table.addresses, own)?;
-        let mappings = read_mappings(file, &table.mapping, &addresses, ports, control)?;
+        let addresses = read_addresses(file, table, own)?;
+        let reserved =
+            [control.map(|at| (*at.ip(), at.port())), own.first.checked_sub(1).map(|data| (own.address, data))];
+        let mappings = read_mappings(file, &table.mapping, &addresses, &reserved)?;
         Ok(Self { inside, outside, addresses, exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?, mappings })
     }
 
@@ -89,34 +90,56 @@ impl GatewayConfig {
     }
 }
 
-fn read_addresses(file: &ConfigFile, names: &[Spanned<String>], own: Ipv4Addr) -> Result<Vec<Ipv4Addr>, ConfigError> {
-    let mut addresses = vec![own];
-    for name in names {
+fn read_addresses(file: &ConfigFile, table: &Table, own: OutsideAddress) -> Result<Vec<OutsideAddress>, ConfigError> {
+    let ports = match &table.ports {
+        None => PortRange { first: own.first, last: own.last },
+        Some(value) => {
+            let ports: PortRange = file.parse_field("gateway.ports", value, "a port range, like 1024-65535")?;
+            if ports.first == 0 {
+                return Err(file.error(
+                    "gateway.ports",
+                    value.span(),
+                    format!("'{ports}' is not allowed: ports from 1 on"),
+                ));
+            }
+            ports
+        }
+    };
+    let Some(names) = &table.addresses else {
+        if let Some(value) = &table.ports {
+            let message = "is of use only with gateway.addresses: the node's own address keeps to node.ports";
+            return Err(file.error("gateway.ports", value.span(), message));
+        }
+        return Ok(vec![own]);
+    };
+    let mut addresses: Vec<OutsideAddress> = Vec::new();
+    for name in names.get_ref() {
         let address: Ipv4Addr = file.parse_field("gateway.addresses", name, "an IPv4 address, like 192.0.2.1")?;
         let refuse = |why: &str| Err(file.error("gateway.addresses", name.span(), format!("{address} {why}")));
         if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
             return refuse("is not allowed: one of the machine's own addresses");
         }
-        if address == own {
-            return refuse("is node.address, which is one in any case");
-        }
-        if addresses.contains(&address) {
+        if addresses.iter().any(|known| known.address == address) {
             return refuse("is given twice");
         }
-        addresses.push(address);
-        if addresses.len() > OUTSIDE_ADDRESSES_MAX {
-            return refuse(&format!("is one too many: {OUTSIDE_ADDRESSES_MAX} at most, node.address included"));
+        // The node's own address has ports that are relay's and the kernel's.
+        let is_own = address == own.address;
+        addresses.push(if is_own { own } else { OutsideAddress { address, first: ports.first, last: ports.last } });
+    }
+    match addresses.len() {
+        1..=OUTSIDE_ADDRESSES_MAX => Ok(addresses),
+        count => {
+            let message = format!("{count} are not allowed: 1 to {OUTSIDE_ADDRESSES_MAX} addresses");
+            Err(file.error("gateway.addresses", names.span(), message))
         }
     }
-    Ok(addresses)
 }
 
 fn read_mappings(
     file: &ConfigFile,
     tables: &[MappingTable],
-    addresses: &[Ipv4Addr],
-    ports: PortRange,
-    control: Option<SocketAddrV4>,
+    addresses: &[OutsideAddress],
+    reserved: &[Option<(Ipv4Addr, u16)>],
 ) -> Result<Vec<StaticMapping>, ConfigError> {
     let mut mappings: Vec<StaticMapping> = Vec::new();
     for table in tables {
@@ -136,19 +159,14 @@ fn read_mappings(
                 format!("{}:{} {why}", outside.0, outside.1),
             ))
         };
-        if !addresses.contains(&outside.0) {
-            return refuse(
-                "is not allowed: its address is neither node.address nor one of gateway.addresses".to_owned(),
-            );
-        }
-        if ports.contains(outside.1) {
-            return refuse(format!("is not allowed: the ports of node.ports {ports} are given out as they are needed"));
+        if !addresses.iter().any(|known| known.address == outside.0) {
+            return refuse("is not allowed: its address is none of the gateway's".to_owned());
         }
         if mappings.iter().any(|known| (known.protocol, known.outside) == (protocol, outside)) {
             return refuse("is given twice".to_owned());
         }
-        if protocol == ip4::UDP && control.is_some_and(|control| (*control.ip(), control.port()) == outside) {
-            return refuse("is node.control: other nodes would not be heard".to_owned());
+        if protocol == ip4::UDP && reserved.contains(&Some(outside)) {
+            return refuse("is not allowed: other nodes send there (node.control, the first of node.ports)".to_owned());
         }
         let inside = read_end(file, "gateway.mapping.inside", &table.inside)?;
         if mappings.iter().any(|known| (known.protocol, known.inside) == (protocol, inside)) {
@@ -195,54 +213,59 @@ outside = ["OUT"]
 
     #[test]
     fn a_gateway_needs_no_overlay_and_names_the_interfaces_itself() {
-        let config = read("addresses = [\"192.0.2.7\"]\n").unwrap();
+        let config = read("").unwrap();
         assert!(config.overlay.is_none());
         assert_eq!((config.interfaces.len(), config.interfaces[0].as_str()), (2, "lo"));
         let gateway = config.gateway.unwrap();
-        assert_eq!(gateway.addresses, [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 7)]);
+        let own = OutsideAddress { address: Ipv4Addr::new(192, 0, 2, 1), first: 40_001, last: 49_999 };
+        assert_eq!(gateway.addresses, [own]);
         let resolved = gateway.resolve(&config.interfaces);
-        let realms = [0, 1, 7].map(|interface| resolved.realm(interface));
-        assert_eq!(realms, [Realm::Inside, Realm::Outside, Realm::Neither]);
+        assert_eq!(
+            (resolved.realm(0), resolved.realm(1), resolved.realm(7)),
+            (Realm::Inside, Realm::Outside, Realm::Neither)
+        );
+    }
+
+    #[test]
+    fn addresses_beside_the_nodes_own_have_ports_of_their_own() {
+        let gateway =
+            read("addresses = [\"192.0.2.1\", \"192.0.2.7\"]\nports = \"1-65535\"\n").unwrap().gateway.unwrap();
+        let ranges: Vec<_> = gateway.addresses.iter().map(|outside| (outside.first, outside.last)).collect();
+        assert_eq!(ranges, [(40_001, 49_999), (1, 65_535)]);
     }
 
     #[test]
     fn what_is_wrong_is_named_by_line_and_field() {
-        for (line, complaint) in [
+        for (more, complaint) in [
             (
                 "exempt = [\"10.0.0.1/8\"]",
-                "exempt: '10.0.0.1/8' has bits set after its prefix length; did you mean 10.0.0.0/8?",
+                "8: gateway.exempt: '10.0.0.1/8' has bits set after its prefix length; did you mean 10.0.0.0/8?",
             ),
-            ("addresses = [\"192.0.2\"]", "addresses: '192.0.2' is not an IPv4 address, like 192.0.2.1"),
-            ("addresses = [\"192.0.2.7\", \"192.0.2.7\"]", "addresses: 192.0.2.7 is given twice"),
-            ("addresses = [\"192.0.2.1\"]", "addresses: 192.0.2.1 is node.address, which is one in any case"),
-            ("addresses = [\"127.0.0.1\"]", "addresses: 127.0.0.1 is not allowed: one of the machine's own addresses"),
+            (
+                "ports = \"1-2\"",
+                "8: gateway.ports: is of use only with gateway.addresses: the node's own address keeps to node.ports",
+            ),
+            ("addresses = []", "8: gateway.addresses: 0 are not allowed: 1 to 64 addresses"),
+            ("addresses = [\"192.0.2.7\", \"192.0.2.7\"]", "8: gateway.addresses: 192.0.2.7 is given twice"),
+            (
+                "addresses = [\"127.0.0.1\"]",
+                "8: gateway.addresses: 127.0.0.1 is not allowed: one of the machine's own addresses",
+            ),
             (
                 "inner = 1",
-                "inner: unknown field `inner`, expected one of `inside`, `outside`, `addresses`, `exempt`, `mapping`",
+                "8: gateway.inner: unknown field `inner`, expected one of `inside`, `outside`, `addresses`, `ports`, `exempt`, `mapping`",
             ),
         ] {
-            assert_eq!(read(line).unwrap_err(), format!("node.toml:8: gateway.{complaint}"));
+            assert_eq!(read(more).unwrap_err(), format!("node.toml:{complaint}"));
         }
-    }
-
-    #[test]
-    fn a_static_mapping_has_ends_that_are_nobody_elses() {
         let good = "[[gateway.mapping]]\nprotocol = \"tcp\"\noutside = \"192.0.2.1:80\"\ninside = \"10.0.0.2:8080\"\n";
-        let mapping = read(good).unwrap().gateway.unwrap().mappings[0];
-        assert_eq!((mapping.protocol, mapping.outside.1, mapping.inside.1), (ip4::TCP, 80, 8080));
+        assert_eq!(read(good).unwrap().gateway.unwrap().mappings.len(), 1);
         for (old, new, complaint) in [
             ("tcp", "icmp", "9: gateway.mapping.protocol: 'icmp' is not allowed: tcp or udp"),
             (
                 "192.0.2.1:80",
                 "192.0.2.9:80",
-                "10: gateway.mapping.outside: 192.0.2.9:80 is not allowed: its address is neither node.address nor one \
-                 of gateway.addresses",
-            ),
-            (
-                "192.0.2.1:80",
-                "192.0.2.1:40000",
-                "10: gateway.mapping.outside: 192.0.2.1:40000 is not allowed: the ports of node.ports 40000-49999 are \
-                 given out as they are needed",
+                "10: gateway.mapping.outside: 192.0.2.9:80 is not allowed: its address is none of the gateway's",
             ),
             (
                 "10.0.0.2:8080",
@@ -260,8 +283,9 @@ outside = ["OUT"]
         let twice = read(&format!("{good}{good}")).unwrap_err();
         assert_eq!(twice, "node.toml:14: gateway.mapping.outside: 192.0.2.1:80 is given twice");
         let twice = read(&format!("{good}{}", good.replace(":80\"", ":81\""))).unwrap_err();
-        let complaint = "10.0.0.2:8080 has a mapping already: what it sends could leave as either";
-        assert_eq!(twice, format!("node.toml:15: gateway.mapping.inside: {complaint}"));
+        let complaint =
+            "15: gateway.mapping.inside: 10.0.0.2:8080 has a mapping already: what it sends could leave as either";
+        assert_eq!(twice, format!("node.toml:{complaint}"));
     }
 
     #[test]

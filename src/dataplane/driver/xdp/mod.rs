@@ -9,7 +9,7 @@
 //! use starnet::dataplane::driver::xdp::{AttachedInterface, Reserved, XdpDriver};
 //! use starnet::dataplane::gateway::Realm;
 //! # fn run() -> Result<(), starnet::dataplane::driver::xdp::Error> {
-//! let reserved = Reserved::new(vec!["192.0.2.1".parse().unwrap()], 40000..=49999);
+//! let reserved = Reserved::new(&["192.0.2.1".parse().unwrap()], 40000..=49999);
 //! let attach = |name| AttachedInterface::attach(name, &reserved, Realm::Neither);
 //! let mut interfaces = vec![attach("e0")?, attach("e1")?];
 //! for worker in 0..2 {

@@ -14,7 +14,7 @@ use super::{
     error::{Error, io_error, is_privilege},
     transit::{Transit, TransitRules, in_network_order},
 };
-use crate::dataplane::gateway::Realm;
+use crate::dataplane::gateway::{OutsideAddress, Realm};
 
 /// Name of the program in the kernel; a program of this name on an interface is ours.
 pub(super) const NAME: &str = "starnet_xdp";
@@ -24,10 +24,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/starnet
 /// What the kernel sends to the AF_XDP sockets instead of handling it itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// Addresses of the node, at most 64.
-    pub addresses: Vec<Ipv4Addr>,
-    /// UDP and TCP ports and ICMP identifiers.
-    pub ports: RangeInclusive<u16>,
+    /// Addresses of the node, at most 64, and of each the UDP and TCP ports and ICMP identifiers.
+    pub addresses: Vec<OutsideAddress>,
     /// The node translates: fragments without ports may be its.
     pub takes_fragments: bool,
     /// The part that may change while the program runs.
@@ -36,8 +34,10 @@ pub struct Reserved {
 
 impl Reserved {
     /// These ports at these addresses and nothing else.
-    pub fn new(addresses: Vec<Ipv4Addr>, ports: RangeInclusive<u16>) -> Self {
-        Self { addresses, ports, takes_fragments: false, transit: Transit::default() }
+    pub fn new(addresses: &[Ipv4Addr], ports: RangeInclusive<u16>) -> Self {
+        let (first, last) = ports.into_inner();
+        let addresses = addresses.iter().map(|&address| OutsideAddress { address, first, last }).collect();
+        Self { addresses, takes_fragments: false, transit: Transit::default() }
     }
 }
 
@@ -103,19 +103,17 @@ impl Program {
             Realm::Outside => 2,
         };
         let mut ebpf = EbpfLoader::new()
-            .override_global("port_first", reserved.ports.start(), true)
-            .override_global("port_last", reserved.ports.end(), true)
             .override_global("realm", &realm, true)
             .override_global("takes_fragments", &u8::from(reserved.takes_fragments), true)
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
-        let mut addresses: HashMap<_, u32, u8> = ebpf
+        let mut addresses: HashMap<_, u32, [u16; 2]> = ebpf
             .map_mut("addresses")
             .expect("the program has this map")
             .try_into()
             .map_err(|error| load_error(&error))?;
-        for address in &reserved.addresses {
-            addresses.insert(in_network_order(*address), 1, 0).map_err(|error| load_error(&error))?;
+        for OutsideAddress { address, first, last } in &reserved.addresses {
+            addresses.insert(in_network_order(*address), [*first, *last], 0).map_err(|error| load_error(&error))?;
         }
         let mut rules = TransitRules::new(&mut ebpf).map_err(|error| load_error(&error))?;
         rules.set(&reserved.transit).map_err(|error| load_error(&error))?;

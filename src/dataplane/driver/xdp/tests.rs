@@ -133,7 +133,7 @@ fn attach(name: &str) -> AttachedInterface {
 }
 
 fn try_attach(name: &str) -> Result<AttachedInterface, Error> {
-    AttachedInterface::attach(name, &Reserved::new(vec![OURS], FIRST..=49999), Realm::Neither)
+    AttachedInterface::attach(name, &Reserved::new(&[OURS], FIRST..=49999), Realm::Neither)
 }
 
 fn open(worker: usize, workers: usize, interfaces: &mut [AttachedInterface]) -> XdpDriver {
@@ -429,7 +429,7 @@ fn a_program_left_behind_is_swept_but_one_of_someone_else_is_not() {
         bench.veth("e0", (1, 1));
         let index = link::find("e0").unwrap().index;
         for mode in [AttachMode::Native, AttachMode::Generic] {
-            let reserved = Reserved::new(vec![], FIRST..=FIRST);
+            let reserved = Reserved::new(&[], FIRST..=FIRST);
             let mut program = program::Program::load(&reserved, Realm::Neither).unwrap();
             let fd = std::os::fd::AsFd::as_fd(program.xdp().fd().unwrap()).as_raw_fd();
             link::set_program(index, fd, mode).unwrap();

@@ -18,7 +18,7 @@ fn program() -> Program {
 }
 
 fn reserved() -> Reserved {
-    Reserved::new(vec![OURS, ALSO_OURS], FIRST..=LAST)
+    Reserved::new(&[OURS, ALSO_OURS], FIRST..=LAST)
 }
 
 fn load(reserved: &Reserved) -> Program {
@@ -116,6 +116,18 @@ fn every_address_of_ours_counts_and_no_other() {
     expect(&mut program, &to(ALSO_OURS), Verdict::XskUdp);
     expect(&mut program, &to(OTHER), Verdict::PassAddress);
     expect(&mut program, &to(Ipv4Addr::new(1, 2, 0, 192)), Verdict::PassAddress);
+}
+
+#[test]
+fn each_address_has_a_range_of_its_own() {
+    let addresses = [(OURS, FIRST, LAST), (ALSO_OURS, 1, 7)];
+    let addresses = addresses.map(|(address, first, last)| OutsideAddress { address, first, last }).to_vec();
+    let mut program = load(&Reserved { addresses, ..reserved() });
+    let to = |address, port| packet(ethernet::TYPE_IP4, &ip(OTHER, address, ip4::UDP, &[], &udp_datagram(1, port)));
+    expect(&mut program, &to(OURS, FIRST), Verdict::XskUdp);
+    expect(&mut program, &to(OURS, 7), Verdict::PassPort);
+    expect(&mut program, &to(ALSO_OURS, 7), Verdict::XskUdp);
+    expect(&mut program, &to(ALSO_OURS, FIRST), Verdict::PassPort);
 }
 
 #[test]
@@ -259,7 +271,7 @@ fn lying_header_fields_go_to_the_kernel() {
 fn an_empty_range_and_no_address_take_nothing() {
     let datagram = from_outside(ip4::UDP, &udp_datagram(1, FIRST));
     #[expect(clippy::reversed_empty_ranges)]
-    let empty = Reserved { ports: 1..=0, ..reserved() };
+    let empty = Reserved::new(&[OURS], 1..=0);
     expect(&mut load(&empty), &datagram, Verdict::PassPort);
     let nowhere = Reserved { addresses: vec![], ..reserved() };
     expect(&mut load(&nowhere), &datagram, Verdict::PassAddress);
