@@ -134,13 +134,18 @@ impl Control {
         if binding.is_free_pending || age < ICMP_IDLE {
             return None;
         }
-        let session = tables.sessions[key.slot as usize].as_deref()?;
-        let Part::Exit(exit) = &session.part else { return None };
-        // A flow's binding is part of the session and lives as long.
-        if exit.flow_binding.is_some() {
-            return None;
-        }
-        let is_at_limit = exit.bindings.len() >= limit_a_session;
+        let is_at_limit = match key.owner.slot() {
+            None => false,
+            Some(slot) => {
+                let session = tables.sessions[slot as usize].as_deref()?;
+                let Part::Exit(exit) = &session.part else { return None };
+                // A flow's binding is part of the session and lives as long.
+                if exit.flow_binding.is_some() {
+                    return None;
+                }
+                exit.bindings.len() >= limit_a_session
+            }
+        };
         let is_full =
             tables.bindings.is_exhausted() || tables.ports(key.protocol).is_some_and(|ports| ports.is_scarce());
         let stamp = &tables.published.bindings[index];

@@ -6,13 +6,13 @@ use super::{
     Control,
     admission::INNER_MTU_MAX,
     sessions::{Exit, ExitPath, Hop, Name, Part, Session, State, inside, link},
-    tables::binding_key,
 };
 use crate::{
     Nanos,
     dataplane::{
         command::Command,
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+        nat::{BindingKey, Mapping, Owner},
         reason::Reason,
     },
     rpc::messages::{FailureReason, SessionKind, SetUp, Setup},
@@ -60,8 +60,9 @@ impl Control {
         let mut bindings = BTreeSet::new();
         let mut flow_binding = None;
         if let SessionKind::Flow { protocol, source, server } = kind {
-            let key = binding_key(slot, protocol, *source.ip(), source.port());
-            match self.bind(worker, key, Some((*server.ip(), server.port())), now) {
+            let owner = Owner::session(slot);
+            let key = BindingKey { owner, protocol, address: *source.ip(), port: source.port(), remote: None };
+            match self.bind(worker, key, Mapping::Flow((*server.ip(), server.port())), now) {
                 Ok(index) => {
                     bindings.insert(index);
                     flow_binding = Some(index);

@@ -12,8 +12,9 @@ use crate::{
     MILLISECOND, Nanos,
     dataplane::{
         command::{Command, Event, ProbeAnswer},
-        conntrack::{Binding, CtIndex, FanInit, FanReport, Link, Role},
+        conntrack::{CtIndex, FanInit, FanReport, Link, Role},
         forwarding::{Forwarding, Identity, Interface},
+        nat::{BindingInit, Mapping, NatConfig, OutsideAddresses, Owner},
         published::Published,
         reason::Reason,
     },
@@ -33,13 +34,13 @@ const TICK_OF_CONTROL: Nanos = 10 * MILLISECOND;
 #[derive(Debug)]
 pub(crate) struct TableWorker {
     number: usize,
-    identity: Identity,
+    outside: OutsideAddresses,
     pub(crate) published: Arc<Published>,
     /// By slot: generation, role, fan, up, down.
     pub(crate) slots: BTreeMap<u32, (u16, Role, u32, Link, Link)>,
     generations: HashMap<u32, u16>,
     pub(crate) fans: BTreeMap<u32, (FanInit, [Option<Link>; PATHS_MAX])>,
-    pub(crate) bindings: BTreeMap<u32, Binding>,
+    pub(crate) bindings: BTreeMap<u32, BindingInit>,
     pub(crate) forwarding: Forwarding,
     pub(crate) resumed: Vec<u32>,
     pub(crate) refused: Vec<(u32, Reason)>,
@@ -50,7 +51,7 @@ impl TableWorker {
     fn new(config: &ControlConfig, number: usize) -> Self {
         Self {
             number,
-            identity: config.identity,
+            outside: config.nat.outside(config.identity.workers),
             published: Arc::new(Published::new(config.slots as usize, config.bindings as usize)),
             slots: BTreeMap::new(),
             generations: HashMap::new(),
@@ -84,7 +85,9 @@ impl TableWorker {
                     None => assert_ne!(self.generations.insert(slot, generation), Some(generation), "reused as it was"),
                 }
                 assert!(
-                    self.bindings.values().all(|b| b.slot != slot || b.remote.is_some()),
+                    self.bindings
+                        .values()
+                        .all(|b| b.owner != Owner::session(slot) || matches!(b.mapping, Mapping::Flow(_))),
                     "bindings of the last use"
                 );
                 if role != Role::Relay {
@@ -108,9 +111,10 @@ impl TableWorker {
                 return Some(Event::SlotFreed { slot });
             }
             Command::SetBinding { index, binding } => {
-                assert_eq!(self.identity.owner_of_port(binding.outside_port), Some(self.number));
+                let outside = (binding.outside_address, binding.outside_port);
+                assert_eq!(self.outside.owner_of(binding.protocol, outside), Some(self.number));
                 let is_same_port =
-                    |held: &Binding| held.protocol == binding.protocol && held.outside_port == binding.outside_port;
+                    |held: &BindingInit| held.protocol == binding.protocol && held.outside_port == binding.outside_port;
                 assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
                 assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
                 self.published.bindings[index as usize].reset(tick);
@@ -544,22 +548,24 @@ impl Node {
 
 fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
     let address = Ipv4Addr::new(10, 0, 0, number);
+    let identity = Identity {
+        address,
+        data_port: 40000,
+        nat_port_first: 40001,
+        nat_port_last: 40999,
+        probe_key: [number; 16],
+        workers,
+    };
     ControlConfig {
         name: name.into(),
-        identity: Identity {
-            address,
-            data_port: 40000,
-            nat_port_first: 40001,
-            nat_port_last: 40999,
-            probe_key: [number; 16],
-            workers,
-        },
+        identity,
         control: SocketAddrV4::new(address, 4433),
         roles: Roles { entry: true, relay: true, exit: true },
         slots: 512,
         fans: 256,
         bindings: 256,
         bindings_a_session: 64,
+        nat: NatConfig::of(&identity),
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
         deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
         allow: Vec::new(),

@@ -7,6 +7,7 @@ use crate::{
         command::Command,
         conntrack::FanReport,
         forwarding::{Identity, Interface, Prefix},
+        nat::NatConfig,
     },
     rpc::messages::{NodeName, Request, Response, Roles},
     wire::ethernet::Mac,
@@ -31,6 +32,8 @@ pub struct ControlConfig {
     pub bindings: u32,
     /// NAT bindings one session may have.
     pub bindings_a_session: u32,
+    /// How the NAT behaves.
+    pub nat: NatConfig,
     /// Interfaces in the driver's order.
     pub interfaces: Vec<Interface>,
     /// Exit policy: forbidden destinations (the node's own address is always forbidden).

@@ -1,9 +1,7 @@
-//! NAT bindings of the exit: made at the setup of a flow, or when the first packet of a tunnel's flow waits for one.
+//! NAT bindings: made at the setup of a flow session, or when a flow's first packet waits for one.
 //!
 //! Mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): a binding is found by the inside alone, and
 //! which server it was made for does not matter.
-
-use std::net::Ipv4Addr;
 
 use super::{
     Control,
@@ -14,20 +12,21 @@ use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        conntrack::{Binding, BindingKey},
+        conntrack::CtIndex,
+        nat::{BindingInit, BindingKey, Endpoint, Mapping, Owner},
         reason::Reason,
     },
     wire::{ip4, tcp},
 };
 
 impl Control {
-    /// A packet of a tunnel waits at the exit because there is no binding for it.
+    /// A packet waits because there is no binding for it: one of a tunnel at the exit, or of a host of the gateway.
     pub(super) fn on_no_binding(
         &mut self,
         worker: usize,
         waiting: u32,
         key: BindingKey,
-        remote: (Ipv4Addr, u16),
+        remote: Endpoint,
         tcp_flags: u8,
         now: Nanos,
     ) {
@@ -45,12 +44,33 @@ impl Control {
         &mut self,
         worker: usize,
         key: BindingKey,
-        remote: (Ipv4Addr, u16),
+        remote: Endpoint,
         tcp_flags: u8,
         now: Nanos,
     ) -> Result<(), Reason> {
-        let limit = self.config.bindings_a_session as usize;
-        let Some(session) = self.workers[worker].session(key.slot) else { return Err(Reason::FreeSlot) };
+        let held = self.may_bind(worker, key.owner, remote)?;
+        if self.workers[worker].by_key.contains_key(&key) {
+            return Ok(());
+        }
+        if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {
+            return Err(Reason::NotSyn);
+        }
+        if held >= self.config.bindings_a_session as usize {
+            return Err(Reason::TableFull);
+        }
+        let mapping = key.remote.map_or(Mapping::EndpointIndependent, Mapping::EndpointDependent);
+        let index = self.bind(worker, key, mapping, now)?;
+        if let Some(exit) = self.exit_of(worker, key.owner) {
+            exit.bindings.insert(index);
+        }
+        Ok(())
+    }
+
+    /// How many bindings the owner has, where it may have bindings at all and send to `remote`.
+    fn may_bind(&mut self, worker: usize, owner: Owner, remote: Endpoint) -> Result<usize, Reason> {
+        // The gateway's hosts go where the routes lead; what they may reach is the gateway's policy.
+        let Some(slot) = owner.slot() else { return Ok(0) };
+        let Some(session) = self.workers[worker].session(slot) else { return Err(Reason::FreeSlot) };
         let Session { state: State::Open | State::Ageing, part: Part::Exit(exit), .. } = session else {
             return Err(Reason::FreeSlot);
         };
@@ -59,34 +79,25 @@ impl Control {
             return Err(Reason::NotFlow);
         }
         // To our own address there is only the way back in through another binding, which the worker takes.
-        if remote.0 != self.config.identity.address && !self.is_exit_allowed(remote.0) {
+        if !self.config.nat.addresses.iter().any(|outside| outside.address == remote.0)
+            && !self.is_exit_allowed(remote.0)
+        {
             return Err(Reason::Denied);
         }
-        if self.workers[worker].by_key.contains_key(&key) {
-            return Ok(());
+        Ok(held)
+    }
+
+    fn exit_of(&mut self, worker: usize, owner: Owner) -> Option<&mut super::sessions::Exit> {
+        match &mut self.workers[worker].session(owner.slot()?)?.part {
+            Part::Exit(exit) => Some(exit),
+            Part::Entry(_) | Part::Relay(_) => None,
         }
-        if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {
-            return Err(Reason::NotSyn);
-        }
-        if held >= limit {
-            return Err(Reason::TableFull);
-        }
-        let index = self.bind(worker, key, None, now)?;
-        if let Some(Session { part: Part::Exit(exit), .. }) = self.workers[worker].session(key.slot) {
-            exit.bindings.insert(index);
-        }
-        Ok(())
     }
 
     /// Takes a place and a port, and writes the binding to the worker. All or nothing.
-    pub(super) fn bind(
-        &mut self,
-        worker: usize,
-        key: BindingKey,
-        remote: Option<(Ipv4Addr, u16)>,
-        now: Nanos,
-    ) -> Result<u32, Reason> {
-        let outside_address = self.config.identity.address;
+    pub(super) fn bind(&mut self, worker: usize, key: BindingKey, mapping: Mapping, now: Nanos) -> Result<u32, Reason> {
+        let outside_address = self.config.nat.addresses[0].address;
+        let filtering = self.config.nat.filtering;
         let tables = &mut self.workers[worker];
         if tables.is_busy() {
             return Err(Reason::Refused);
@@ -99,14 +110,15 @@ impl Control {
         let index = tables.bindings.take().ok_or(Reason::TableFull)?;
         let (is_free_pending, is_closing) = (false, false);
         tables.put_binding(index, NatBinding { key, outside_port, since: now, is_free_pending, is_closing });
-        let binding = Binding {
-            slot: key.slot,
+        let binding = BindingInit {
+            owner: key.owner,
             protocol: key.protocol,
             inside_address: key.address,
             inside_port: key.port,
             outside_address,
             outside_port,
-            remote,
+            mapping,
+            filtering,
         };
         self.counters.bindings_made += 1;
         self.command(worker, Command::SetBinding { index, binding });
@@ -126,10 +138,12 @@ impl Control {
         if let Some(ports) = tables.ports(key.protocol) {
             ports.give(outside_port, now);
         }
-        if let Some(Session { part: Part::Exit(exit), .. }) = tables.session(key.slot) {
+        if let Some(exit) = self.exit_of(worker, key.owner) {
             exit.bindings.remove(&index);
         }
-        self.release_if_over(crate::dataplane::conntrack::CtIndex::new(worker, key.slot));
+        if let Some(slot) = key.owner.slot() {
+            self.release_if_over(CtIndex::new(worker, slot));
+        }
     }
 
     /// The binding had traffic after all.

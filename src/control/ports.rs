@@ -1,14 +1,16 @@
 //! NAT ports and ICMP identifiers of one worker, for one protocol.
 //!
-//! A worker owns every `workers`-th port of the range ([`Identity::owner_of_port`]), so that what comes back from a
-//! server finds its owner by the port alone. A port is picked at random (RFC 6056, RFC 6888 REQ-15): a random place,
+//! A worker owns a part of the range ([`OutsideAddresses::ports_of`]), so that what comes back from a server finds its
+//! owner by the port alone. A port is picked at random (RFC 6056, RFC 6888 REQ-15): a random place,
 //! then the next free one. No port is shared by two mappings (RFC 4787 REQ-3), and one that was given back rests
 //! before it serves another (RFC 6888 REQ-8), so that what is still on the way reaches nobody.
+//!
+//! [`OutsideAddresses::ports_of`]: crate::dataplane::nat::OutsideAddresses::ports_of
 
 use std::collections::VecDeque;
 
 use super::random::Random;
-use crate::{Nanos, SECOND, dataplane::forwarding::Identity};
+use crate::{Nanos, SECOND};
 
 /// How long a port rests after its use.
 pub(super) const QUARANTINE: Nanos = 120 * SECOND;
@@ -16,9 +18,8 @@ pub(super) const QUARANTINE: Nanos = 120 * SECOND;
 /// The ports.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// Port of place 0; place n has `first + n * step`.
+    /// Port of place 0.
     first: u16,
-    step: u16,
     places: u32,
     /// One bit a place: leased, or resting.
     taken: Vec<u64>,
@@ -28,13 +29,11 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// All ports that `worker` owns, free.
-    pub(super) fn new(identity: &Identity, worker: usize) -> Self {
-        let step = u16::from(identity.workers);
-        let first = identity.nat_port_first.checked_add(worker as u16).filter(|first| *first <= identity.nat_port_last);
-        let places = first.map_or(0, |first| u32::from((identity.nat_port_last - first) / step) + 1);
+    /// All of `range`, free.
+    pub(super) fn new(range: std::ops::RangeInclusive<u16>) -> Self {
+        let places = range.len() as u32;
         let taken = vec![0; places.div_ceil(64) as usize];
-        Self { first: first.unwrap_or(0), step, places, taken, resting: VecDeque::new(), leased: 0 }
+        Self { first: *range.start(), places, taken, resting: VecDeque::new(), leased: 0 }
     }
 
     /// Leases a random free port.
@@ -50,12 +49,12 @@ impl Ports {
         let place = self.free_from(start, self.places).or_else(|| self.free_from(0, start))?;
         self.taken[place as usize / 64] |= 1 << (place % 64);
         self.leased += 1;
-        Some(self.first + place as u16 * self.step)
+        Some(self.first + place as u16)
     }
 
     /// Gives a leased port back; it rests for [`QUARANTINE`].
     pub(super) fn give(&mut self, port: u16, now: Nanos) {
-        let place = u32::from((port - self.first) / self.step);
+        let place = u32::from(port - self.first);
         debug_assert!(self.taken[place as usize / 64] & 1 << (place % 64) != 0, "port {port} was not leased");
         self.leased -= 1;
         self.resting.push_back((now + QUARANTINE, place));
@@ -92,40 +91,21 @@ impl Ports {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, net::Ipv4Addr};
-
     use super::*;
 
-    fn identity(first: u16, last: u16, workers: u8) -> Identity {
-        Identity {
-            address: Ipv4Addr::LOCALHOST,
-            data_port: first - 1,
-            nat_port_first: first,
-            nat_port_last: last,
-            probe_key: [0; 16],
-            workers,
-        }
-    }
-
     #[test]
-    fn the_workers_share_the_whole_range_and_each_leases_only_its_own_ports() {
-        let identity = identity(40001, 40200, 3);
+    fn every_port_of_the_range_is_leased_once() {
         let mut random = Random::new(&[1; 32]);
-        let mut all = HashSet::new();
-        for worker in 0..3 {
-            let mut ports = Ports::new(&identity, worker);
-            while let Some(port) = ports.lease(&mut random, 0) {
-                assert_eq!(identity.owner_of_port(port), Some(worker));
-                assert!(all.insert(port), "{port} was leased twice");
-            }
-            assert_eq!(ports.leased(), ports.capacity());
-        }
-        assert_eq!(all.len(), 200);
+        let mut ports = Ports::new(40_001..=40_200);
+        let mut all: Vec<u16> = std::iter::from_fn(|| ports.lease(&mut random, 0)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (40_001..=40_200).collect::<Vec<u16>>());
+        assert_eq!(ports.leased(), ports.capacity());
     }
 
     #[test]
     fn a_port_rests_before_it_serves_again() {
-        let mut ports = Ports::new(&identity(65535, 65535, 1), 0);
+        let mut ports = Ports::new(65_535..=65_535);
         let mut random = Random::new(&[1; 32]);
         assert_eq!(ports.lease(&mut random, 0), Some(65535));
         ports.give(65535, 7);
@@ -136,16 +116,10 @@ mod tests {
 
     #[test]
     fn the_order_of_ports_is_not_guessable_from_the_last_one() {
-        let mut ports = Ports::new(&identity(1024, 65535, 1), 0);
+        let mut ports = Ports::new(1024..=65_535);
         let mut random = Random::new(&[9; 32]);
         let leases: Vec<u16> = (0..100).map(|_| ports.lease(&mut random, 0).unwrap()).collect();
         let neighbours = leases.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 8).count();
         assert!(neighbours < 5, "{neighbours} of 99 ports follow the one before");
-    }
-
-    #[test]
-    fn a_range_smaller_than_the_number_of_workers_leaves_some_without_ports() {
-        let mut ports = Ports::new(&identity(65534, 65535, 4), 3);
-        assert_eq!((ports.capacity(), ports.lease(&mut Random::new(&[1; 32]), 0)), (0, None));
     }
 }

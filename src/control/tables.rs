@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     Nanos,
-    dataplane::{command::Command, conntrack::BindingKey, published::Published},
+    dataplane::{command::Command, nat::BindingKey, published::Published},
     limits::COMMAND_RING,
     telemetry::histogram::Histograms,
     wire::ip4,
@@ -67,6 +66,7 @@ pub(super) struct NatBinding {
 impl Tables {
     /// An empty worker number `worker`.
     pub(super) fn new(config: &ControlConfig, worker: usize, published: Arc<Published>, random: &mut Random) -> Self {
+        let outside = config.nat.outside(config.identity.workers);
         Self {
             slots: Pool::new(config.slots),
             generations: Generations::new(random.number() as u16),
@@ -75,9 +75,9 @@ impl Tables {
             bindings: Pool::new(config.bindings),
             nat: Vec::new(),
             by_key: HashMap::new(),
-            icmp_ids: Ports::new(&config.identity, worker),
-            tcp_ports: Ports::new(&config.identity, worker),
-            udp_ports: Ports::new(&config.identity, worker),
+            icmp_ids: Ports::new(outside.ports_of(0, worker)),
+            tcp_ports: Ports::new(outside.ports_of(0, worker)),
+            udp_ports: Ports::new(outside.ports_of(0, worker)),
             published,
             backlog: VecDeque::new(),
             room: usize::MAX,
@@ -128,11 +128,6 @@ impl Tables {
         self.by_key.insert(binding.key, index);
         put(&mut self.nat, index, binding);
     }
-}
-
-/// The key of the inside of a flow or of a first packet.
-pub(super) fn binding_key(slot: u32, protocol: u8, address: Ipv4Addr, port: u16) -> BindingKey {
-    BindingKey { slot, protocol, address, port }
 }
 
 fn put<T>(array: &mut Vec<Option<T>>, place: u32, value: T) {

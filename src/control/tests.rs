@@ -13,8 +13,9 @@ use crate::{
     MILLISECOND, Nanos, SECOND,
     dataplane::{
         command::{Event, PuntCause},
-        conntrack::{BindingKey, CtIndex, Role},
+        conntrack::{CtIndex, Role},
         forwarding::{Lookup, Route},
+        nat::{BindingKey, Mapping, Owner},
         reason::Reason,
     },
     limits::TICK,
@@ -69,7 +70,7 @@ fn punt(net: &mut Net, key: BindingKey, remote: Ipv4Addr, tcp_flags: u8, ticket:
 }
 
 fn key(slot: u32, protocol: u8, port: u16) -> BindingKey {
-    BindingKey { slot, protocol, address: Ipv4Addr::new(100, 64, 0, 2), port }
+    BindingKey { owner: Owner::session(slot), protocol, address: Ipv4Addr::new(100, 64, 0, 2), port, remote: None }
 }
 
 fn use_binding(net: &mut Net, index: usize) {
@@ -151,8 +152,12 @@ fn the_workers_of_a_node_get_the_same_share() {
         let opened = net.open(flow(&net, session, &BOTH, ip4::UDP, SERVER));
         let (node, slot) = net.trace(&opened, 0).pop().unwrap();
         let worker = &net.nodes[&node].workers[slot.worker()];
-        let port = worker.bindings.values().find(|binding| binding.slot == slot.slot()).unwrap().outside_port;
-        assert_eq!(usize::from(port - 40001) % 3, slot.worker(), "the port's owner is the session's worker");
+        let port =
+            worker.bindings.values().find(|binding| binding.owner == Owner::session(slot.slot())).unwrap().outside_port;
+        assert!(
+            net.nodes[&node].control.config.nat.outside(3).ports_of(0, slot.worker()).contains(&port),
+            "the port's owner is the session's worker"
+        );
     }
     for summary in net.summaries().iter().filter(|summary| summary.name != "left" && summary.name != "right") {
         assert_eq!(summary.workers.iter().map(|worker| worker.slots.used).collect::<Vec<_>>(), [3, 3, 3]);
@@ -262,11 +267,11 @@ fn a_flow_gets_its_binding_at_setup() {
     let worker = &net.node("out").workers[0];
     let (fan, _) = worker.fans[&worker.slots[&exit.slot()].2];
     let binding = worker.bindings[&fan.binding];
-    assert_eq!((binding.slot, binding.protocol), (exit.slot(), ip4::UDP));
+    assert_eq!((binding.owner, binding.protocol), (Owner::session(exit.slot()), ip4::UDP));
     assert_eq!((binding.inside_address, binding.inside_port), (Ipv4Addr::new(100, 64, 0, 2), 5000));
     assert_eq!(binding.outside_address, Ipv4Addr::new(10, 0, 0, 3));
     assert!((40001..=40999).contains(&binding.outside_port));
-    assert_eq!(binding.remote, Some((SERVER, 53)));
+    assert_eq!(binding.mapping, Mapping::Flow((SERVER, 53)));
     net.close("in", "alice", [1; 16]);
     net.assert_all_free();
 }
@@ -294,7 +299,7 @@ fn an_exit_denies_private_addresses_itself_and_other_nodes() {
 
 #[test]
 fn without_a_port_the_flow_is_refused_and_nothing_is_kept() {
-    let mut net = Net::new(&NAMES, 1, |_, config| config.identity.nat_port_last = config.identity.nat_port_first);
+    let mut net = Net::new(&NAMES, 1, |_, config| config.nat.addresses[0].last = config.nat.addresses[0].first);
     net.open(flow(&net, 1, &BOTH, ip4::UDP, SERVER));
     let asked = net.ask("in", Request::Open(flow(&net, 2, &BOTH, ip4::UDP, SERVER)));
     net.run(SECOND);
@@ -754,7 +759,12 @@ fn the_first_packet_of_a_tunnels_flow_gets_a_binding_and_goes_on() {
     assert_eq!(punt(&mut net, key(slot, ip4::ICMP, 5000), SERVER, 0, 5), None);
     let worker = &net.node("out").workers[0];
     assert_eq!(worker.bindings.len(), 3);
-    assert!(worker.bindings.values().all(|binding| binding.remote.is_none() && binding.slot == slot));
+    assert!(
+        worker
+            .bindings
+            .values()
+            .all(|binding| binding.mapping == Mapping::EndpointIndependent && binding.owner == Owner::session(slot))
+    );
     net.close("in", "alice", [1; 16]);
     net.assert_all_free();
 }
@@ -778,7 +788,7 @@ fn packets_that_must_not_have_a_binding_are_refused_with_the_reason() {
 
 #[test]
 fn out_of_ports_the_packet_is_refused_and_the_table_is_unchanged() {
-    let mut net = Net::new(&NAMES, 1, |_, config| config.identity.nat_port_last = config.identity.nat_port_first + 2);
+    let mut net = Net::new(&NAMES, 1, |_, config| config.nat.addresses[0].last = config.nat.addresses[0].first + 2);
     let opened = net.open(net.tunnel("alice", 1, &BOTH));
     let slot = exit_slot(&net, &opened).slot();
     for port in 1..=3 {
@@ -1017,7 +1027,7 @@ fn storm(seed: u64) {
     let mut random = super::random::Random::new(&std::array::from_fn(|at| (seed >> (at % 8 * 8)) as u8));
     let mut net = Net::new(&["a", "b", "c", "d", "e"], 2, |_, config| {
         (config.slots, config.fans, config.bindings, config.bindings_a_session) = (24, 12, 24, 4);
-        config.identity.nat_port_last = config.identity.nat_port_first + 19;
+        config.nat.addresses[0].last = config.nat.addresses[0].first + 19;
     });
     let mut fate = random.clone();
     net.fate = Box::new(move |_| {

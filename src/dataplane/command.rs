@@ -7,8 +7,9 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    conntrack::{Binding, BindingKey, FanInit, FanReport, Link, Role},
+    conntrack::{FanInit, FanReport, Link, Role},
     forwarding::Forwarding,
+    nat::{BindingInit, BindingKey, Endpoint},
     reason::Reason,
 };
 use crate::{Nanos, telemetry::histogram::Histograms};
@@ -27,7 +28,7 @@ pub enum Command {
     /// Answered by [`Event::SlotFreed`] or [`Event::SlotKept`].
     FreeSlot { slot: u32, generation: u16, idle_since: Option<u32> },
     /// Writes a binding and makes it findable by inside key and by outside port.
-    SetBinding { index: u32, binding: Binding },
+    SetBinding { index: u32, binding: BindingInit },
     /// Frees a binding, with `idle_since` only where its stamp is still that one.
     /// Answered by [`Event::BindingFreed`] or [`Event::BindingKept`].
     FreeBinding { index: u32, idle_since: Option<u32> },
@@ -72,12 +73,15 @@ pub enum Event {
 /// Why a packet waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PuntCause {
-    /// The exit has no binding for it.
+    /// The NAT has no binding for it. Session or gateway, the key's owner says which; a gateway's node asks in the same
+    /// way (see [`nat_in2out`](super::graph)): the packet is at the worker that owns the inside host
+    /// ([`Identity::owner_of_host`](super::forwarding::Identity::owner_of_host)), and its slot is that of
+    /// [`Owner::INSIDE`](super::nat::Owner::INSIDE).
     NoBinding {
         /// What the new binding is for.
         key: BindingKey,
         /// The first packet's destination.
-        remote: (Ipv4Addr, u16),
+        remote: Endpoint,
         /// Flags of a TCP segment.
         tcp_flags: u8,
     },

@@ -1,4 +1,4 @@
-//! The records of sessions (slots, fans) and of NAT bindings, as a worker holds them.
+//! The records of sessions (slots, fans), as a worker holds them. Those of NAT bindings are in [`super::nat`].
 //!
 //! A relay needs one [`Slot`], one cache line. An entry or exit needs a [`Fan`] besides: the session's up to
 //! eight paths, its duplicate window and its sequence.
@@ -105,39 +105,6 @@ pub struct FanInit {
 
 /// No binding: the session is a tunnel.
 pub const NO_BINDING: u32 = u32::MAX;
-
-/// A NAT mapping of the exit: endpoint-independent (RFC 4787 REQ-1) in a tunnel session, fixed to one server
-/// in a flow session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Binding {
-    /// The session it belongs to: a slot of the same worker.
-    pub slot: u32,
-    /// ICMP, TCP or UDP.
-    pub protocol: u8,
-    /// Source address of the client's inner packets.
-    pub inside_address: Ipv4Addr,
-    /// Their source port, or identifier of an ICMP query.
-    pub inside_port: u16,
-    /// Address the server sees.
-    pub outside_address: Ipv4Addr,
-    /// Port or identifier the server sees.
-    pub outside_port: u16,
-    /// The only server (flow session), or `None`: any.
-    pub remote: Option<(Ipv4Addr, u16)>,
-}
-
-/// What a packet of a session without a binding would be bound by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BindingKey {
-    /// The session: a slot of the worker.
-    pub slot: u32,
-    /// ICMP, TCP or UDP.
-    pub protocol: u8,
-    /// Source address of the inner packet.
-    pub address: Ipv4Addr,
-    /// Source port or ICMP identifier of the inner packet.
-    pub port: u16,
-}
 
 /// What one path of a session delivered to this node, where paths merge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

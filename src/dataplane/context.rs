@@ -3,10 +3,12 @@
 //! Nothing in here knows the driver: frames for copies come from a stock that the worker fills before each
 //! sweep, frames of finished packets go to a list that it empties after.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use super::{
-    bindings::Bindings,
     command::{Event, PuntCause},
     conntrack::{Link, Slot},
     driver::Frames,
@@ -14,6 +16,7 @@ use super::{
     forwarding::Identity,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
+    nat::Bindings,
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
@@ -156,6 +159,12 @@ impl Context {
             }
         }
         Verdict::Next(NodeId::IpOutput)
+    }
+
+    /// True for the node's own address and those of the NAT's pool.
+    #[inline]
+    pub fn is_ours(&self, address: Ipv4Addr) -> bool {
+        address == self.identity.address || self.bindings.outside().contains(address)
     }
 
     /// To the control core with it; it goes on at `resume_at` when that answers.

@@ -127,17 +127,17 @@ pub struct Identity {
     pub nat_port_last: u16,
     /// Key of probes this node receives.
     pub probe_key: HopKey,
-    /// Workers of the node: a NAT port belongs to the worker `(port - nat_port_first) % workers`.
+    /// Workers of the node. Each owns a part of the NAT ports ([`OutsideAddresses`](super::nat::OutsideAddresses)).
     pub workers: u8,
 }
 
 impl Identity {
-    /// The worker that owns NAT port `port`, or `None` where it is not in the range.
+    /// The worker that owns the bindings of an inside host of the gateway: all of them, so that limits, port blocks and
+    /// the one outside address of a host (RFC 4787 REQ-2) need no agreement between workers. A packet from inside that
+    /// came in elsewhere is handed over before it reaches the NAT.
     #[inline]
-    pub fn owner_of_port(&self, port: u16) -> Option<usize> {
-        (self.nat_port_first..=self.nat_port_last)
-            .contains(&port)
-            .then(|| usize::from(port - self.nat_port_first) % usize::from(self.workers))
+    pub fn owner_of_host(&self, inside: Ipv4Addr) -> usize {
+        (inside.to_bits().wrapping_mul(0x9e37_79b1) >> 16) as usize % usize::from(self.workers)
     }
 }
 

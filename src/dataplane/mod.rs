@@ -8,7 +8,6 @@
 //! The way of a packet: [`driver`] -> [`worker`] (the loop) -> [`graph`] (the order) -> `nodes/` (one file a
 //! node) -> [`driver`].
 
-pub mod bindings;
 pub mod command;
 pub mod conntrack;
 pub mod context;
@@ -18,10 +17,11 @@ pub mod forwarding;
 pub mod gateway;
 pub mod graph;
 pub mod handoff;
-mod nat;
+pub mod nat;
 mod nodes;
 mod outer;
 pub mod packet;
+pub mod prefetch;
 pub mod published;
 pub mod reason;
 pub mod route_cache;

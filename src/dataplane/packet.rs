@@ -5,6 +5,7 @@ use std::{mem::size_of, net::Ipv4Addr, ops::Range};
 use super::{
     driver::{Frames, Received},
     graph::NodeId,
+    nat::Owner,
 };
 use crate::{Nanos, limits::PACKET_SLOTS, wire::relay::Kind};
 
@@ -30,7 +31,7 @@ pub struct Packet {
     pub path: u8,
     /// Kind of the relay header.
     pub kind: Kind,
-    /// The session's slot at this worker.
+    /// The session's slot at this worker, or [`Packet::NO_SLOT`] for one of the gateway.
     pub slot: u32,
     /// The worker it is handed to.
     pub worker: u8,
@@ -80,6 +81,15 @@ impl Packet {
         resume_at: NodeId::Tx,
         has_waited: false,
     };
+
+    /// In place of a slot: the packet belongs to no session but to the gateway ([`Owner::INSIDE`]).
+    pub const NO_SLOT: u32 = u32::MAX;
+
+    /// On whose behalf it is translated.
+    #[inline]
+    pub fn owner(&self) -> Owner {
+        if self.slot == Self::NO_SLOT { Owner::INSIDE } else { Owner::session(self.slot) }
+    }
 
     /// A packet as the driver received it.
     #[inline]

@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, sync::atomic::Orderin
 
 use super::{
     command::{Command, Event},
-    conntrack::{Binding, CtIndex, FanInit, Link, NO_BINDING, Role},
+    conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
     driver::memory::MemoryDriver,
     forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Prefix, Route},
     graph::NODES,
     handoff,
+    nat::{BindingInit, Endpoint, Filtering, Mapping, NatConfig, Owner},
     published::Published,
     reason::Reason,
     route_table::RouteTable,
@@ -60,16 +61,17 @@ pub(crate) fn identity(workers: u8) -> Identity {
     }
 }
 
-fn forwarding() -> Box<Forwarding> {
+fn routes() -> Vec<Route> {
     let on_link = |prefix: Prefix| Route { prefix, gateway: None, interface: 0, metric: 0 };
+    let private = Route { prefix: Prefix::new(PRIVATE, 8), gateway: Some(ROUTER), interface: 0, metric: 0 };
+    vec![on_link(Prefix::new(US, 24)), on_link(Prefix::new(SERVER, 24)), private]
+}
+
+fn forwarding() -> Box<Forwarding> {
     let known = [UPSTREAM, DOWNSTREAM, CLIENT, SERVER, ROUTER];
     Box::new(Forwarding {
         interfaces: vec![Interface { index: 5, mac: MAC, mtu: 1500, is_up: true }],
-        routes: RouteTable::new(&[
-            on_link(Prefix::new(US, 24)),
-            on_link(Prefix::new(SERVER, 24)),
-            Route { prefix: Prefix::new(PRIVATE, 8), gateway: Some(ROUTER), interface: 0, metric: 0 },
-        ]),
+        routes: RouteTable::new(&routes()),
         adjacencies: known.map(|next_hop| Adjacency { next_hop, mac: [2, 0, 0, 0, 0, 9], interface: 0 }).to_vec(),
         peers: vec![Peer { address: DOWNSTREAM, port: DATA_PORT, key: PEER_KEY, is_active: true }],
         deny: vec![Prefix::new(PRIVATE, 8)],
@@ -99,6 +101,7 @@ impl Bench {
             slots: 16,
             fans: 8,
             bindings: 16,
+            nat: NatConfig::of(&identity(workers)),
             hash_key: [9; 16],
             clock: quanta::Clock::mock().0,
         };
@@ -239,16 +242,35 @@ impl Bench {
         }
     }
 
+    /// INSIDE is a host on the link: one of the gateway's.
+    pub(crate) fn route_to_inside(&mut self) {
+        let mut forwarding = forwarding();
+        let prefix = Prefix::new(INSIDE, 24);
+        let mut routes = routes();
+        routes.push(Route { prefix, gateway: None, interface: 0, metric: 0 });
+        forwarding.routes = RouteTable::new(&routes);
+        forwarding.adjacencies.push(Adjacency { next_hop: INSIDE, mac: [2, 0, 0, 0, 0, 8], interface: 0 });
+        forwarding.adjacencies.sort_unstable_by_key(|adjacency| (adjacency.interface, adjacency.next_hop));
+        self.tell(Command::SetForwarding(forwarding));
+        while self.events.pop().is_ok() {}
+    }
+
     /// INSIDE:`inside` is US:`outside` to servers, in the session of slot 3.
-    pub(crate) fn bind(&mut self, protocol: u8, inside: u16, outside: u16, remote: Option<(Ipv4Addr, u16)>) {
-        let binding = Binding {
-            slot: 3,
+    pub(crate) fn bind(&mut self, protocol: u8, inside: u16, outside: u16, remote: Option<Endpoint>) {
+        self.bind_for(Owner::session(3), protocol, inside, outside, remote);
+    }
+
+    /// The same on behalf of `owner`.
+    pub(crate) fn bind_for(&mut self, owner: Owner, protocol: u8, inside: u16, outside: u16, remote: Option<Endpoint>) {
+        let binding = BindingInit {
+            owner,
             protocol,
             inside_address: INSIDE,
             inside_port: inside,
             outside_address: US,
             outside_port: outside,
-            remote,
+            mapping: remote.map_or(Mapping::EndpointIndependent, Mapping::Flow),
+            filtering: Filtering::EndpointIndependent,
         };
         self.tell(Command::SetBinding { index: 4, binding });
     }

@@ -10,7 +10,6 @@ use std::sync::{
 };
 
 use super::{
-    bindings::Bindings,
     command::{Command, Event, PuntCause},
     conntrack::{Role, Slot},
     context::Context,
@@ -19,6 +18,7 @@ use super::{
     forwarding::{Forwarding, Identity},
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
+    nat::{Bindings, NatConfig},
     nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS},
     outer,
     packet::{Bitmap, Packet},
@@ -47,6 +47,8 @@ pub struct WorkerConfig {
     pub fans: u32,
     /// NAT bindings.
     pub bindings: u32,
+    /// How the NAT behaves.
+    pub nat: NatConfig,
     /// Secret key of the binding table's hash.
     pub hash_key: [u8; 16],
     /// Times the nodes of the graph; `now` of a sweep is handed in.
@@ -110,7 +112,7 @@ impl<D: Driver> Worker<D> {
             punts: Box::new([no_cause; PACKET_SLOTS]),
             slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
             fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
-            bindings: Bindings::new(config.bindings, config.hash_key),
+            bindings: Bindings::new(config.bindings, config.nat.outside(config.identity.workers), config.hash_key),
             routes: RouteCache::new(Box::<Forwarding>::default()),
             published,
             waiting: Waiting::new(),
@@ -216,7 +218,7 @@ impl<D: Driver> Worker<D> {
             }
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
             Command::SetBinding { index, binding } => {
-                if self.context.bindings.insert(index, binding) {
+                if self.context.bindings.insert(index, &binding) {
                     self.context.published.bindings[index as usize].reset(self.context.tick);
                 }
                 self.show_used();

@@ -268,6 +268,7 @@ mod tests {
         dataplane::{
             command::PuntCause,
             forwarding::{Identity, Interface},
+            nat::NatConfig,
             published::Published,
         },
         rpc::messages::Roles,
@@ -287,22 +288,24 @@ mod tests {
 
     /// A control core in its thread, its worker's ends of the rings, and what it asks of the kernel.
     fn start() -> Fixture {
+        let identity = Identity {
+            address: Ipv4Addr::LOCALHOST,
+            data_port: 40_000,
+            nat_port_first: 40_001,
+            nat_port_last: 41_999,
+            probe_key: [0; 16],
+            workers: 1,
+        };
         let config = ControlConfig {
             name: "fra1".into(),
-            identity: Identity {
-                address: Ipv4Addr::LOCALHOST,
-                data_port: 40_000,
-                nat_port_first: 40_001,
-                nat_port_last: 41_999,
-                probe_key: [0; 16],
-                workers: 1,
-            },
+            identity,
             control: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4401),
             roles: Roles { entry: true, relay: true, exit: true },
             slots: 8,
             fans: 8,
             bindings: 8,
             bindings_a_session: 8,
+            nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
             deny: Vec::new(),
             allow: Vec::new(),

@@ -43,6 +43,7 @@ use crate::{
         forwarding::{Identity, Interface},
         gateway::OutsideAddress,
         handoff,
+        nat::NatConfig,
         published::Published,
         worker::{Rings, Worker, WorkerConfig},
     },
@@ -243,6 +244,7 @@ impl Threads {
                 slots: config.limits.slots,
                 fans: config.limits.sessions,
                 bindings: config.limits.bindings,
+                nat: nat_config(&config, &identity),
                 hash_key: seeds.hash_key,
                 clock: clock.raw_clock().clone(),
             };
@@ -388,6 +390,14 @@ fn identity(config: &NodeConfig, probe_key: [u8; 16]) -> Identity {
     }
 }
 
+fn nat_config(config: &NodeConfig, identity: &Identity) -> NatConfig {
+    let nat = NatConfig::of(identity);
+    match &config.gateway {
+        Some(gateway) => nat.with_gateway(&gateway.addresses),
+        None => nat,
+    }
+}
+
 fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Interface>, seeds: &Seeds) -> ControlConfig {
     ControlConfig {
         name: config.name.clone(),
@@ -399,6 +409,7 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
         fans: config.limits.sessions,
         bindings: config.limits.bindings,
         bindings_a_session: config.limits.bindings_a_session,
+        nat: nat_config(config, &identity),
         interfaces,
         deny: config.deny.clone(),
         allow: config.allow.clone(),

@@ -127,6 +127,7 @@ mod tests {
         driver::{DriverStatistics, Frames, Received, Transmit, memory::MemoryDriver},
         forwarding::Identity,
         handoff,
+        nat::NatConfig,
         worker::{Rings, WorkerConfig},
     };
 
@@ -169,19 +170,21 @@ mod tests {
         let clock = NodeClock::start();
         let (mut commands, worker_commands) = rtrb::RingBuffer::new(16);
         let (worker_events, mut events) = rtrb::RingBuffer::new(16);
+        let identity = Identity {
+            address: Ipv4Addr::LOCALHOST,
+            data_port: 40_000,
+            nat_port_first: 40_001,
+            nat_port_last: 49_999,
+            probe_key: [0; 16],
+            workers: 1,
+        };
         let config = WorkerConfig {
             index: 0,
-            identity: Identity {
-                address: Ipv4Addr::LOCALHOST,
-                data_port: 40_000,
-                nat_port_first: 40_001,
-                nat_port_last: 49_999,
-                probe_key: [0; 16],
-                workers: 1,
-            },
+            identity,
             slots: 4,
             fans: 4,
             bindings: 4,
+            nat: NatConfig::of(&identity),
             hash_key: [0; 16],
             clock: clock.raw_clock().clone(),
         };

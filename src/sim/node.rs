@@ -15,6 +15,7 @@ use crate::{
         driver::memory::MemoryDriver,
         forwarding::{Identity, Interface},
         handoff,
+        nat::NatConfig,
         published::Published,
         reason::Reason,
         worker::{Rings, Worker, WorkerConfig},
@@ -77,6 +78,7 @@ impl Node {
             fans: SLOTS,
             bindings: SLOTS,
             bindings_a_session: SLOTS,
+            nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
             deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
             allow: Vec::new(),
@@ -106,6 +108,7 @@ impl Node {
                 slots: SLOTS,
                 fans: SLOTS,
                 bindings: SLOTS,
+                nat: NatConfig::of(&identity),
                 hash_key: [index as u8; 16],
                 clock: quanta::Clock::new(),
             };

@@ -14,11 +14,12 @@ use crate::{
     Nanos,
     dataplane::{
         command::{Command, Event, PuntCause},
-        conntrack::{Binding, CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
         driver::memory::MemoryDriver,
         forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Route},
         graph::NODES,
         handoff,
+        nat::{BindingInit, Filtering, Mapping, NatConfig, Owner},
         published::Published,
         reason::Reason,
         route_table::RouteTable,
@@ -33,6 +34,7 @@ use crate::{
 };
 
 const WORKERS: usize = 2;
+const NAT_PORTS: u16 = 100;
 const FRAMES: u32 = 1024;
 /// Small enough that a stalled control core fills it.
 const EVENTS: usize = 300;
@@ -55,7 +57,7 @@ const FLOW: u32 = 3;
 const SLOTS: u32 = 5;
 
 fn nat_port(worker: usize, number: u16) -> u16 {
-    40_001 + number * WORKERS as u16 + worker as u16
+    40_001 + worker as u16 * (NAT_PORTS / WORKERS as u16) + number
 }
 
 struct Node {
@@ -75,7 +77,7 @@ impl Node {
             address: *NODE.ip(),
             data_port: NODE.port(),
             nat_port_first: 40_001,
-            nat_port_last: 40_100,
+            nat_port_last: 40_000 + NAT_PORTS,
             probe_key: KEY,
             workers: WORKERS as u8,
         };
@@ -98,6 +100,7 @@ impl Node {
                 slots: SLOTS,
                 fans: 4,
                 bindings: 16,
+                nat: NatConfig::of(&identity),
                 hash_key: [1; 16],
                 clock: quanta::Clock::new(),
             };
@@ -142,14 +145,15 @@ impl Node {
             && self.next_binding < 16
         {
             let outside_port = nat_port(worker, self.next_binding as u16);
-            let binding = Binding {
-                slot: key.slot,
+            let binding = BindingInit {
+                owner: key.owner,
                 protocol: key.protocol,
                 inside_address: key.address,
                 inside_port: key.port,
                 outside_address: *NODE.ip(),
                 outside_port,
-                remote: None,
+                mapping: Mapping::EndpointIndependent,
+                filtering: Filtering::EndpointIndependent,
             };
             self.command(worker, Command::SetBinding { index: self.next_binding, binding });
             self.next_binding += 1;
@@ -219,16 +223,17 @@ fn tables(worker: usize) -> Vec<Command> {
         up: link(up, 0),
         down: link(OTHER_PEER, 8),
     };
-    let binding = |slot, protocol, number, remote| Binding {
-        slot,
+    let binding = |slot, protocol, number, mapping| BindingInit {
+        owner: Owner::session(slot),
         protocol,
         inside_address: *INSIDE.ip(),
         inside_port: INSIDE.port(),
         outside_address: *NODE.ip(),
         outside_port: nat_port(worker, number),
-        remote,
+        mapping,
+        filtering: Filtering::EndpointIndependent,
     };
-    let flow = binding(FLOW, ip4::UDP, 0, Some((*SERVER.ip(), SERVER.port())));
+    let flow = binding(FLOW, ip4::UDP, 0, Mapping::Flow((*SERVER.ip(), SERVER.port())));
     vec![
         Command::SetForwarding(Box::new(forwarding)),
         // The entry's second path has a next hop without a MAC address, so one copy of each packet is punted.
@@ -241,7 +246,7 @@ fn tables(worker: usize) -> Vec<Command> {
         path(1, 0, PEER),
         path(1, 5, CLIENT),
         slot(TUNNEL, Role::Exit, 1, PEER),
-        Command::SetBinding { index: 1, binding: binding(TUNNEL, ip4::TCP, 1, None) },
+        Command::SetBinding { index: 1, binding: binding(TUNNEL, ip4::TCP, 1, Mapping::EndpointIndependent) },
         fan(2, 0),
         path(2, 0, PEER),
         slot(FLOW, Role::Exit, 2, PEER),

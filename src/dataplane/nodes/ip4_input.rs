@@ -17,7 +17,7 @@ fn ip4_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
     if header.is_fragment() {
         return Verdict::Drop(Reason::Fragment);
     }
-    if header.destination != context.identity.address {
+    if !context.is_ours(header.destination) {
         return Verdict::Drop(Reason::NotOurs);
     }
     Verdict::Next(NodeId::L4Classify)

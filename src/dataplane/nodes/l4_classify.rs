@@ -6,10 +6,12 @@
 //! The XDP program has made the same choice already; here it is made again because frames also come from
 //! elsewhere (another driver, a program of an older version), and a node must not trust what it can check.
 
+use std::net::Ipv4Addr;
+
 use super::prelude::*;
 use crate::{
-    dataplane::nat::{self, Side},
-    wire::{checksum, icmp, ip4, read_u16, tcp, udp},
+    dataplane::nat::rewrite::{self as nat, Side},
+    wire::{checksum, icmp, ip4, read_u16, read_u32, tcp, udp},
 };
 
 node!(L4Classify, "l4_classify", [RelayInput, NatOut2in], l4_classify);
@@ -19,12 +21,13 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     let has_options = packet.l4 - packet.l3 != ip4::HEADER_BYTES as u16;
     let identity = &context.identity;
     let ip = packet.ip(frames);
+    let destination = Ipv4Addr::from_bits(read_u32(ip, ip4::DESTINATION));
     let (header, transport) = ip.split_at(usize::from(packet.l4 - packet.l3));
     let port = match packet.protocol {
         ip4::UDP => {
             let Some(length) = udp::checked_length(transport) else { return Verdict::Drop(Reason::BadLength) };
             let port = read_u16(transport, udp::DESTINATION);
-            if port == identity.data_port {
+            if port == identity.data_port && destination == identity.address {
                 return match () {
                     () if has_options => Verdict::Drop(Reason::Ip4Options),
                     () if length != transport.len() => Verdict::Drop(Reason::BadLength),
@@ -48,7 +51,8 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         },
         _ => return Verdict::Drop(Reason::UnknownProtocol),
     };
-    match port.and_then(|port| identity.owner_of_port(port)) {
+    let outside = context.bindings.outside();
+    match port.and_then(|port| outside.owner_of(packet.protocol, (destination, port))) {
         Some(_) => Verdict::Next(NodeId::NatOut2in),
         None => Verdict::Drop(Reason::NotOurPort),
     }

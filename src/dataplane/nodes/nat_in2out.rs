@@ -1,10 +1,16 @@
-//! The exit's source NAT: from the client's inner packet to one that the server can answer.
+//! Source NAT: from a packet of a session's client, or of a host of the gateway, to one that the server can answer.
 //!
-//! Path: exit_up -> here -> ip_output | nat_out2in (hairpin) | icmp_error | punt (no binding yet) | drop.
-//! Reads: l3, slot. Writes: l4, protocol, length, destination; the binding's stamp.
+//! Path: exit_up | the gateway -> here -> ip_output | nat_out2in (hairpin) | icmp_error | punt (no binding yet) | drop.
+//! Reads: l3, slot, which says on whose behalf ([`Packet::owner`]), and from_inside. Writes: l4, protocol, length,
+//! destination; the binding's stamp. What comes from the gateway is at the worker that owns the host
+//! ([`Identity::owner_of_host`]) and has [`Packet::NO_SLOT`] for its slot.
 //!
 //! Nothing of the packet is changed before everything is decided: a packet that is punted comes here again as
-//! it was, and one that an ICMP error is sent about is quoted as the client sent it.
+//! it was, and one that an ICMP error is sent about is quoted as its sender sent it.
+//!
+//! [`Packet::owner`]: crate::dataplane::packet::Packet::owner
+//! [`Packet::NO_SLOT`]: crate::dataplane::packet::Packet::NO_SLOT
+//! [`Identity::owner_of_host`]: crate::dataplane::forwarding::Identity::owner_of_host
 
 use std::net::Ipv4Addr;
 
@@ -12,8 +18,11 @@ use super::{ip4_input, prelude::*};
 use crate::{
     dataplane::{
         command::PuntCause,
-        conntrack::{Binding, BindingKey, NO_BINDING},
-        nat::{self, BadQuote, Side},
+        conntrack::{FanInit, NO_BINDING},
+        nat::{
+            Binding, BindingKey, Endpoint, Owner,
+            rewrite::{self as nat, BadQuote, Side},
+        },
     },
     wire::{icmp, ip4, tcp, udp},
 };
@@ -29,16 +38,17 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         Err(reason) => return Verdict::Drop(reason),
     };
     let packet = context.packets[slot];
-    let init = context.fans[context.slots[packet.slot as usize].fan as usize].init;
+    let owner = packet.owner();
+    let init = terms(context, owner);
     if header.source != init.inside && init.inside != Ipv4Addr::UNSPECIFIED {
         return Verdict::Drop(Reason::NotInside);
     }
     if header.is_fragment() {
         return Verdict::Drop(Reason::Fragment);
     }
-    let is_hairpin = header.destination == context.identity.address;
+    let is_hairpin = context.is_ours(header.destination);
     let route = context.routes.lookup(header.destination);
-    if !is_hairpin && !route.is_exit_allowed {
+    if owner != Owner::INSIDE && !is_hairpin && !route.is_exit_allowed {
         return Verdict::Drop(Reason::Denied);
     }
     if header.ttl <= 1 {
@@ -67,15 +77,15 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if header.protocol == ip4::ICMP && transport[icmp::TYPE] != icmp::ECHO_REQUEST {
         return Verdict::Drop(Reason::UnknownProtocol);
     }
-    if header.protocol == ip4::TCP && destination == SMTP {
+    let remote = (header.destination, destination);
+    if owner != Owner::INSIDE && header.protocol == ip4::TCP && destination == SMTP {
         return Verdict::Drop(Reason::Denied);
     }
-    if is_hairpin && context.identity.owner_of_port(destination).is_none() {
+    if is_hairpin && context.bindings.outside().owner_of(header.protocol, remote).is_none() {
         return Verdict::Drop(Reason::Denied);
     }
 
-    let key = BindingKey { slot: packet.slot, protocol: header.protocol, address: header.source, port: source };
-    let remote = (header.destination, destination);
+    let key = BindingKey { owner, protocol: header.protocol, address: header.source, port: source, remote: None };
     let (index, binding) = match find(context, init.binding, &key, remote) {
         Ok(Some(found)) => found,
         Ok(None) if header.protocol == ip4::TCP && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
@@ -98,6 +108,15 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     leave(&mut context.packets[slot], header.destination, is_hairpin)
 }
 
+/// What a session was set up for; the gateway's hosts may send anything that the routes carry.
+#[inline]
+pub(super) fn terms(context: &Context, owner: Owner) -> FanInit {
+    match owner.slot() {
+        Some(slot) => context.fans[context.slots[slot as usize].fan as usize].init,
+        None => FanInit { inside: Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: u16::MAX },
+    }
+}
+
 fn leave(packet: &mut crate::dataplane::packet::Packet, destination: Ipv4Addr, is_hairpin: bool) -> Verdict {
     packet.destination = destination;
     packet.from_inside = false;
@@ -105,18 +124,12 @@ fn leave(packet: &mut crate::dataplane::packet::Packet, destination: Ipv4Addr, i
 }
 
 /// The binding of a packet, `None` where a tunnel session has none yet.
-fn find(
-    context: &Context,
-    flow: u32,
-    key: &BindingKey,
-    remote: (Ipv4Addr, u16),
-) -> Result<Option<(u32, Binding)>, Reason> {
+fn find(context: &Context, flow: u32, key: &BindingKey, remote: Endpoint) -> Result<Option<(u32, Binding)>, Reason> {
     if flow != NO_BINDING {
         let binding = context.bindings.get(flow).ok_or(Reason::NoMapping)?;
         let is_flow = binding.protocol == key.protocol
-            && binding.inside_address == key.address
-            && binding.inside_port == key.port
-            && binding.remote == Some(remote);
+            && binding.inside() == (key.address, key.port)
+            && binding.remote() == Some(remote);
         return if is_flow { Ok(Some((flow, *binding))) } else { Err(Reason::NotFlow) };
     }
     Ok(context.bindings.find_inside(key).and_then(|index| Some((index, *context.bindings.get(index)?))))
@@ -141,13 +154,10 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
         Ok(quote) => quote,
         Err(bad) => return Verdict::Drop(reason_of(bad)),
     };
-    let key = BindingKey {
-        slot: packet.slot,
-        protocol: quote.protocol,
-        address: quote.destination.0,
-        port: quote.destination.1,
-    };
-    let flow = context.fans[context.slots[packet.slot as usize].fan as usize].init.binding;
+    let owner = packet.owner();
+    let (address, port) = quote.destination;
+    let key = BindingKey { owner, protocol: quote.protocol, address, port, remote: None };
+    let flow = terms(context, owner).binding;
     let binding = match find(context, flow, &key, quote.source) {
         Ok(Some((_, binding))) => binding,
         Ok(None) => return Verdict::Drop(Reason::NoMapping),
@@ -158,7 +168,7 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
     ip4::replace_address(ip, ip4::SOURCE, binding.outside_address);
     let message = &mut ip[header_length..];
     nat::translate_quote(message, &quote, Side::Destination, binding.outside_address, binding.outside_port);
-    let is_hairpin = destination == context.identity.address;
+    let is_hairpin = context.is_ours(destination);
     leave(&mut context.packets[slot], destination, is_hairpin)
 }
 
@@ -223,7 +233,8 @@ mod tests {
         let inner = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
         assert!(bench.run(&[up(1, &inner)]).is_empty());
         assert_eq!(bench.moved(), []);
-        let key = BindingKey { slot: 3, protocol: ip4::UDP, address: INSIDE, port: 1000 };
+        let owner = Owner::session(3);
+        let key = BindingKey { owner, protocol: ip4::UDP, address: INSIDE, port: 1000, remote: None };
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
         assert_eq!(cause, PuntCause::NoBinding { key, remote: (SERVER, 53), tcp_flags: 0 });
         bench.bind(ip4::UDP, 1000, 41_000, None);

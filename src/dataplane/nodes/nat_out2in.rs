@@ -1,26 +1,28 @@
-//! The exit's NAT in the other direction: a server's packet finds its session by port.
+//! NAT in the other direction: a server's packet finds its session, or the gateway's host, by address and port.
 //!
-//! Path: l4_classify | nat_in2out (hairpin) -> here -> exit_down | icmp_error | handoff | drop.
-//! Reads: l3, l4, protocol. Writes: slot, kind.
+//! Path: l4_classify | nat_in2out (hairpin) -> here -> exit_down | ip_output (to a host of the gateway) | icmp_error |
+//! handoff | drop.
+//! Reads: l3, l4, protocol. Writes: slot, kind, destination.
 //!
-//! A port belongs to a worker by its number ([`Identity::owner_of_port`]), so the packet finds its owner
+//! A port belongs to a worker by its number ([`OutsideAddresses::owner_of`]), so the packet finds its owner
 //! before any table is looked at. Packets from outside do not keep a UDP or ICMP binding alive (RFC 4787
 //! REQ-6, RFC 7857 section 2): else a stranger could hold it open.
 //!
-//! [`Identity::owner_of_port`]: crate::dataplane::forwarding::Identity::owner_of_port
-
-use std::net::Ipv4Addr;
+//! [`OutsideAddresses::owner_of`]: crate::dataplane::nat::OutsideAddresses::owner_of
 
 use super::{
-    nat_in2out::{error, largest_segment, reason_of},
+    nat_in2out::{error, largest_segment, reason_of, terms},
     prelude::*,
 };
 use crate::{
-    dataplane::nat::{self, Quote, Side},
+    dataplane::nat::{
+        Endpoint,
+        rewrite::{self as nat, Quote, Side},
+    },
     wire::{icmp, ip4, relay, tcp},
 };
 
-node!(NatOut2in, "nat_out2in", [ExitDown, IcmpError, Handoff], nat_out2in);
+node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Handoff], nat_out2in);
 
 fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -37,48 +39,57 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         },
         _ => None,
     };
-    let (protocol, port, remote) = match &quote {
-        Some(quote) if quote.source.0 != context.identity.address => return Verdict::Drop(Reason::NotOurs),
-        Some(quote) if quote.protocol == ip4::UDP && quote.source.1 == context.identity.data_port => {
+    let data = (context.identity.address, context.identity.data_port);
+    let (protocol, outside, remote) = match &quote {
+        Some(quote) if quote.protocol == ip4::UDP && quote.source == data => {
             return Verdict::Drop(Reason::PeerUnreachable);
         }
-        Some(quote) => (quote.protocol, Some(quote.source.1), quote.destination),
+        Some(quote) => (quote.protocol, quote.source, quote.destination),
         None => {
-            let remote = nat::port(transport, header.protocol, Side::Source).unwrap_or_default();
-            (header.protocol, nat::port(transport, header.protocol, Side::Destination), (header.source, remote))
+            let port = |side| nat::port(transport, header.protocol, side);
+            let (Some(from), Some(to)) = (port(Side::Source), port(Side::Destination)) else {
+                return Verdict::Drop(Reason::UnknownProtocol);
+            };
+            (header.protocol, (header.destination, to), (header.source, from))
         }
     };
-    let Some(port) = port else { return Verdict::Drop(Reason::UnknownProtocol) };
-    match context.identity.owner_of_port(port) {
+    let Some(address) = context.bindings.outside().number_of(outside.0) else { return Verdict::Drop(Reason::NotOurs) };
+    let port = outside.1;
+    match context.bindings.outside().owner_of(protocol, outside) {
         None => return Verdict::Drop(Reason::NotOurPort),
         Some(owner) if owner != context.index => return context.hand_off(slot, owner, NodeId::NatOut2in),
         Some(_) => {}
     }
-    let Some(index) = context.bindings.find_outside(protocol, port) else { return Verdict::Drop(Reason::NoMapping) };
-    let Some(&binding) = context.bindings.get(index) else { return Verdict::Drop(Reason::NoMapping) };
-    if binding.remote.is_some_and(|server| server != remote) {
+    let found = context.bindings.find_outside(address, protocol, port, remote);
+    let Some((index, &binding)) = found.and_then(|index| Some((index, context.bindings.get(index)?))) else {
+        return Verdict::Drop(Reason::NoMapping);
+    };
+    if binding.remote().is_some_and(|server| server != remote) {
         return Verdict::Drop(Reason::NotRemote);
     }
-    let init = context.fans[context.slots[binding.slot as usize].fan as usize].init;
     if header.ttl <= 1 {
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
     }
-    if header.total_length > usize::from(init.mtu) {
+    let mtu = match binding.owner.slot() {
+        Some(_) => terms(context, binding.owner).mtu,
+        None => context.routes.lookup(binding.inside_address).mtu,
+    };
+    if mtu != 0 && header.total_length > usize::from(mtu) {
         if !header.is_dont_fragment() {
             return Verdict::Drop(Reason::TooBig);
         }
-        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, init.mtu);
+        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
-    let inside = (binding.inside_address, binding.inside_port);
+    let inside = binding.inside();
     let ip = packet.ip(frames);
     ip4::decrement_ttl(ip);
     match quote {
         Some(quote) => translate_error(ip, header_length, &quote, inside),
         None => {
             nat::translate(ip, header_length, protocol, Side::Destination, inside.0, inside.1);
-            if protocol == ip4::TCP {
-                tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
+            if protocol == ip4::TCP && binding.owner.slot().is_some() {
+                tcp::clamp_mss(&mut ip[header_length..], largest_segment(mtu));
             }
         }
     }
@@ -89,14 +100,22 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         stamp.count(header.total_length);
     }
     let packet = &mut context.packets[slot];
-    packet.slot = binding.slot;
-    packet.kind = relay::Kind::DataDown;
-    Verdict::Next(NodeId::ExitDown)
+    match binding.owner.slot() {
+        Some(session) => {
+            packet.slot = session;
+            packet.kind = relay::Kind::DataDown;
+            Verdict::Next(NodeId::ExitDown)
+        }
+        None => {
+            packet.destination = binding.inside_address;
+            Verdict::Next(NodeId::IpOutput)
+        }
+    }
 }
 
 /// RFC 5508 REQ-4: the quoted packet becomes the one the client sent, the error itself goes to the client. Who
 /// sent the error stays: a router on the way is seen as itself.
-fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: (Ipv4Addr, u16)) {
+fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: Endpoint) {
     ip4::replace_address(ip, ip4::DESTINATION, inside.0);
     nat::translate_quote(&mut ip[header_length..], quote, Side::Source, inside.0, inside.1);
 }
@@ -104,7 +123,12 @@ fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: (
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{conntrack::NO_BINDING, handoff::mesh, testing::*};
+    use crate::dataplane::{
+        conntrack::NO_BINDING,
+        handoff::mesh,
+        nat::{NatConfig, Owner},
+        testing::*,
+    };
 
     fn tunnel(protocol: u8) -> Bench {
         let mut bench = Bench::new();
@@ -137,6 +161,18 @@ mod tests {
         let inner = sent(&out[0], &UP_KEY).inner;
         assert!(has_valid_checksums(&inner));
         assert_eq!(inner[24..26], 1000u16.to_be_bytes());
+    }
+
+    #[test]
+    fn an_answer_to_a_host_of_the_gateway_goes_straight_to_it() {
+        let mut bench = Bench::new();
+        bench.bind_for(Owner::INSIDE, ip4::UDP, 1000, 41_000, None);
+        bench.route_to_inside();
+        let out = bench.run(&[frame(&udp_packet((SERVER, 53), (US, 41_000), b"answer"))]);
+        assert_eq!(bench.moved(), []);
+        let mut expected = udp_packet((SERVER, 53), (INSIDE, 1000), b"answer");
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(out[0][14..], expected);
     }
 
     #[test]
@@ -210,7 +246,7 @@ mod tests {
         let mut second = Bench::at(1, 2, rings.pop().unwrap());
         let mut first = Bench::with_workers(2, rings.pop().unwrap());
         second.exit(1, NO_BINDING);
-        let port = (41_000..).find(|port| identity(2).owner_of_port(*port) == Some(1)).unwrap();
+        let port = *NatConfig::of(&identity(2)).outside(2).ports_of(0, 1).start();
         second.bind(ip4::UDP, 1000, port, None);
         assert!(first.run(&[frame(&udp_packet((SERVER, 53), (US, port), b"answer"))]).is_empty());
         assert_eq!(first.moved(), []);

@@ -9,7 +9,7 @@ use crate::wire::{checksum, checksum::Delta, icmp, ip4, read_u16, tcp, udp, writ
 
 /// Which end of a packet is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Side {
+pub(in crate::dataplane) enum Side {
     /// The sender.
     Source,
     /// The receiver.
@@ -19,7 +19,7 @@ pub(super) enum Side {
 /// The port at one end, or the identifier of an ICMP query; `None` where there is none. `transport` may be
 /// cut short after its first 8 bytes, as in a packet quoted by an ICMP error.
 #[inline]
-pub(super) fn port(transport: &[u8], protocol: u8, side: Side) -> Option<u16> {
+pub(in crate::dataplane) fn port(transport: &[u8], protocol: u8, side: Side) -> Option<u16> {
     let at = port_at(transport, protocol, side)?;
     (transport.len() >= at + 2).then(|| read_u16(transport, at))
 }
@@ -42,7 +42,7 @@ const _: () = assert!(udp::SOURCE == tcp::SOURCE && udp::DESTINATION == tcp::DES
 /// Replaces address and port of one end in an IPv4 packet (or a quoted one) whose header is `header_length`
 /// bytes. Whatever of the transport header was cut off is left alone.
 #[inline]
-pub(super) fn translate(
+pub(in crate::dataplane) fn translate(
     packet: &mut [u8],
     header_length: usize,
     protocol: u8,
@@ -86,22 +86,22 @@ pub(super) fn translate(
 
 /// A packet quoted by an ICMP error: what a NAT finds its mapping by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Quote {
+pub(in crate::dataplane) struct Quote {
     /// Where it starts in the ICMP message.
-    pub(super) at: usize,
+    pub(in crate::dataplane) at: usize,
     /// Its header's length.
-    pub(super) header_length: usize,
+    pub(in crate::dataplane) header_length: usize,
     /// Its protocol.
-    pub(super) protocol: u8,
+    pub(in crate::dataplane) protocol: u8,
     /// Its sender.
-    pub(super) source: (Ipv4Addr, u16),
+    pub(in crate::dataplane) source: (Ipv4Addr, u16),
     /// Its receiver; for an ICMP query the port is the identifier at both ends.
-    pub(super) destination: (Ipv4Addr, u16),
+    pub(in crate::dataplane) destination: (Ipv4Addr, u16),
 }
 
 /// Why an ICMP error is not translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum BadQuote {
+pub(in crate::dataplane) enum BadQuote {
     /// The ICMP checksum is wrong (RFC 5508 REQ-3).
     Checksum,
     /// Too short to find a mapping by, or not IPv4.
@@ -111,7 +111,7 @@ pub(super) enum BadQuote {
 }
 
 /// Reads the packet that the ICMP error `message` quotes.
-pub(super) fn quote(message: &[u8]) -> Result<Quote, BadQuote> {
+pub(in crate::dataplane) fn quote(message: &[u8]) -> Result<Quote, BadQuote> {
     if !checksum::is_valid(message) {
         return Err(BadQuote::Checksum);
     }
@@ -137,7 +137,13 @@ pub(super) fn quote(message: &[u8]) -> Result<Quote, BadQuote> {
 }
 
 /// Replaces one end of the quoted packet and writes the message's checksum anew (it was valid before).
-pub(super) fn translate_quote(message: &mut [u8], quote: &Quote, side: Side, address: Ipv4Addr, port: u16) {
+pub(in crate::dataplane) fn translate_quote(
+    message: &mut [u8],
+    quote: &Quote,
+    side: Side,
+    address: Ipv4Addr,
+    port: u16,
+) {
     translate(&mut message[quote.at..], quote.header_length, quote.protocol, side, address, port);
     write(message, icmp::CHECKSUM, &[0, 0]);
     let field = checksum::of(message);

@@ -1,0 +1,140 @@
+//! A hash table of indices into an array that holds the keys themselves.
+//!
+//! Open addressing with linear probing. A place is eight bytes, half of them the hash, so a lookup follows an index
+//! only where it almost surely leads to its key: one line of this table, one of the array. Deletion shifts back, so
+//! that no lookup ever meets a tombstone.
+
+use crate::dataplane::prefetch::prefetch;
+
+/// Hash in the upper half, index plus one in the lower; zero is empty. Zeroes cost no memory until they are written.
+type Place = u64;
+
+const EMPTY: Place = 0;
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct HashIndex {
+    places: Box<[Place]>,
+}
+
+impl HashIndex {
+    /// Room for `count` indices; at most half of the places are ever taken.
+    pub(super) fn new(count: u32) -> Self {
+        let places = (count as usize * 2).next_power_of_two().max(16);
+        Self { places: vec![EMPTY; places].into_boxed_slice() }
+    }
+
+    /// Asks for the line that a lookup of `hash` begins with.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u32) {
+        prefetch(&self.places[self.home(hash)]);
+    }
+
+    /// The first index under `hash`: almost surely the one looked for. To be prefetched, not to be trusted.
+    #[inline]
+    pub(super) fn candidate(&self, hash: u32) -> Option<u32> {
+        self.find(hash, |_| true)
+    }
+
+    /// The index under `hash` that `is_match` accepts.
+    #[inline]
+    pub(super) fn find(&self, hash: u32, is_match: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut at = self.home(hash);
+        loop {
+            let place = self.places[at];
+            if place == EMPTY {
+                return None;
+            }
+            if hash_of(place) == hash && is_match(index_of(place)) {
+                return Some(index_of(place));
+            }
+            at = (at + 1) & self.mask();
+        }
+    }
+
+    /// Enters `index`. The caller keeps to the count given at the start and enters nothing twice.
+    pub(super) fn insert(&mut self, hash: u32, index: u32) {
+        let mut at = self.home(hash);
+        while self.places[at] != EMPTY {
+            at = (at + 1) & self.mask();
+        }
+        self.places[at] = u64::from(hash) << 32 | u64::from(index + 1);
+    }
+
+    /// Takes `index` out. Nothing happens where it is not there.
+    pub(super) fn remove(&mut self, hash: u32, index: u32) {
+        let wanted = u64::from(hash) << 32 | u64::from(index + 1);
+        let mut hole = self.home(hash);
+        while self.places[hole] != wanted {
+            if self.places[hole] == EMPTY {
+                return;
+            }
+            hole = (hole + 1) & self.mask();
+        }
+        let mut at = hole;
+        loop {
+            at = (at + 1) & self.mask();
+            let moved = self.places[at];
+            if moved == EMPTY {
+                break;
+            }
+            // An entry may fill the hole only if its home is not between the hole and where it stands.
+            let home = self.home(hash_of(moved));
+            if (at.wrapping_sub(home) & self.mask()) >= (at.wrapping_sub(hole) & self.mask()) {
+                self.places[hole] = moved;
+                hole = at;
+            }
+        }
+        self.places[hole] = EMPTY;
+    }
+
+    #[inline]
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & self.mask()
+    }
+
+    #[inline]
+    fn mask(&self) -> usize {
+        self.places.len() - 1
+    }
+}
+
+#[inline]
+fn hash_of(place: Place) -> u32 {
+    (place >> 32) as u32
+}
+
+#[inline]
+fn index_of(place: Place) -> u32 {
+    place as u32 - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    proptest::proptest! {
+        /// Few hashes and few places, so that runs wrap around and entries of several homes mix.
+        #[test]
+        fn agrees_with_a_map(steps in proptest::collection::vec((0u32..8, 0u32..24, proptest::bool::ANY), 1..300)) {
+            let mut table = HashIndex::new(8);
+            let mut model: HashMap<u32, u32> = HashMap::new();
+            for (index, hash, is_insert) in steps {
+                if let Some(old) = model.remove(&index) {
+                    table.remove(old, index);
+                }
+                if is_insert {
+                    table.insert(hash, index);
+                    model.insert(index, hash);
+                }
+                for hash in 0..24 {
+                    for index in 0..8 {
+                        let expected = model.get(&index).filter(|held| **held == hash).map(|_| index);
+                        proptest::prop_assert_eq!(table.find(hash, |found| found == index), expected);
+                    }
+                }
+            }
+        }
+    }
+}

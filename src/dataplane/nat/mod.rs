@@ -1,0 +1,74 @@
+//! Network address translation: one, for both ways in. Packets of overlay sessions come to it from the exit, packets
+//! of hosts that route through this node from the gateway; what differs is the [`Owner`] of a binding.
+//!
+//! - [`binding`]: one mapping between an inside and an outside address and port, one cache line.
+//! - [`bindings`]: all of a worker's, found from inside and from outside. [`hash_index`] is the table they use.
+//! - [`outside`]: the addresses that servers see.
+//! - [`rewrite`]: what a translation does to the bytes of a packet, ICMP errors and their quotes included.
+//!
+//! What this NAT promises, requirement by requirement, is in `docs/NAT.md`.
+
+pub mod binding;
+pub mod bindings;
+mod hash_index;
+pub mod outside;
+pub(super) mod rewrite;
+
+pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner};
+pub use bindings::Bindings;
+pub use outside::{Forwarded, OutsideAddresses};
+
+use super::{forwarding::Identity, gateway::OutsideAddress};
+
+/// How the NAT behaves; the same for workers and control core. [`NatConfig::new`] has what the RFCs ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatConfig {
+    /// The addresses servers see, not necessarily contiguous; a place in this list is an address's number. The first is
+    /// the node's own, which all sessions of the overlay have.
+    pub addresses: Vec<OutsideAddress>,
+    /// Numbers of the addresses that hosts of the gateway get; none where the node is no gateway.
+    pub gateway: Vec<u8>,
+    /// Forwarded ports.
+    pub forwarded: Vec<Forwarded>,
+    /// Which packets from outside a binding lets in.
+    pub filtering: Filtering,
+}
+
+impl NatConfig {
+    /// Everything as RFC 4787 and its kin recommend, with `own` as the only address that servers see.
+    pub fn new(own: OutsideAddress) -> Self {
+        Self {
+            addresses: vec![own],
+            gateway: Vec::new(),
+            forwarded: Vec::new(),
+            filtering: Filtering::EndpointIndependent,
+        }
+    }
+
+    /// The NAT of a node whose ports are those of `identity`, and no gateway.
+    pub fn of(identity: &Identity) -> Self {
+        Self::new(OutsideAddress {
+            address: identity.address,
+            first: identity.nat_port_first,
+            last: identity.nat_port_last,
+        })
+    }
+
+    /// Hosts of the gateway get these addresses, of which the node's own may be one.
+    pub fn with_gateway(mut self, addresses: &[OutsideAddress]) -> Self {
+        for outside in addresses {
+            let known = self.addresses.iter().position(|known| known.address == outside.address);
+            let number = known.unwrap_or_else(|| {
+                self.addresses.push(*outside);
+                self.addresses.len() - 1
+            });
+            self.gateway.push(number as u8);
+        }
+        self
+    }
+
+    /// The pool, for a node of `workers` workers.
+    pub fn outside(&self, workers: u8) -> OutsideAddresses {
+        OutsideAddresses::new(&self.addresses, &self.forwarded, workers)
+    }
+}
