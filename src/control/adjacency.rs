@@ -110,6 +110,7 @@ impl Control {
                 state.is_changed |= state.routes != routes;
                 state.routes = routes;
             }
+            KernelEvent::Addresses(addresses) => self.on_addresses(addresses),
             KernelEvent::NeighbourUp { interface, address, mac } => state.up(interface, address, mac),
             KernelEvent::NeighbourGone { interface, address } => {
                 for (worker, ticket, _) in state.gone(interface, address, now) {
@@ -230,6 +231,7 @@ impl Control {
             peers,
             deny,
             allow: self.config.allow.clone(),
+            gateway: self.gateway_snapshot(),
         }
     }
 }

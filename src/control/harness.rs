@@ -14,6 +14,7 @@ use crate::{
         command::{Command, Event, ProbeAnswer},
         conntrack::{CtIndex, FanInit, FanReport, Link, Role},
         forwarding::{Forwarding, Identity, Interface},
+        gateway::Transit,
         nat::{BindingInit, Mapping, NatConfig, OutsideAddresses, Owner},
         published::Published,
         reason::Reason,
@@ -162,6 +163,8 @@ pub(crate) struct Node {
     asked: HashMap<RequestId, Origin>,
     next_request: u64,
     pub(crate) fan_reports: Vec<RequestId>,
+    /// What the XDP programs take of what passes through.
+    pub(crate) takes: Transit,
     pub(crate) resolves: Vec<(u8, Ipv4Addr)>,
 }
 
@@ -451,6 +454,7 @@ impl Net {
                     }
                     Effect::Resolve { interface, address } => node.resolves.push((interface, address)),
                     Effect::FanReport { request, .. } => node.fan_reports.push(request),
+                    Effect::Take(transit) => node.takes = transit,
                 }
             }
             if node.is_up {
@@ -513,6 +517,7 @@ impl Node {
             asked: HashMap::new(),
             next_request: 0,
             fan_reports: Vec::new(),
+            takes: Transit::default(),
             resolves: Vec::new(),
         }
     }
@@ -569,6 +574,7 @@ fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
         deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
         allow: Vec::new(),
+        gateway: None,
         boot_epoch: 1000,
         seed: [number; 32],
     }

@@ -7,6 +7,7 @@ use crate::{
         command::Command,
         conntrack::FanReport,
         forwarding::{Identity, Interface, Prefix},
+        gateway::{Gateway, Transit},
         nat::NatConfig,
     },
     rpc::messages::{NodeName, Request, Response, Roles},
@@ -40,6 +41,8 @@ pub struct ControlConfig {
     pub deny: Vec<Prefix>,
     /// Exceptions from it.
     pub allow: Vec<Prefix>,
+    /// What the node does as a gateway, if anything.
+    pub gateway: Option<Gateway>,
     /// Random at each start.
     pub boot_epoch: u64,
     /// Seed of session keys, generations and ports: from the system's random source, or a test's.
@@ -69,6 +72,8 @@ pub enum Caller {
 pub enum KernelEvent {
     /// All routes as they are now (`interface` is the driver's number, or `NOWHERE`).
     Routes(Vec<crate::dataplane::forwarding::Route>),
+    /// All IPv4 addresses of this machine as they are now.
+    Addresses(Vec<LocalAddress>),
     /// A neighbour's MAC address is known.
     NeighbourUp {
         /// The driver's number of the interface.
@@ -97,6 +102,17 @@ pub enum KernelEvent {
         /// The driver's number of the interface.
         interface: u8,
     },
+}
+
+/// An address of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The driver's number of its interface; `None`: not one of ours.
+    pub interface: Option<u8>,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The network it is in.
+    pub network: Prefix,
 }
 
 /// What is to be done.
@@ -137,6 +153,8 @@ pub enum Effect {
         /// The neighbour.
         address: Ipv4Addr,
     },
+    /// Have the XDP programs take these packets, too.
+    Take(Transit),
     /// What `Control::read_paths` asked for.
     FanReport {
         /// As given to it.

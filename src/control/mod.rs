@@ -15,6 +15,7 @@ mod ageing;
 mod entry;
 mod exchanges;
 mod exit;
+mod gateway;
 #[cfg(test)]
 pub(crate) mod harness;
 pub mod interface;
@@ -39,12 +40,13 @@ use std::{
 };
 
 pub use exchanges::CALL_PATIENCE;
-pub use interface::{CallId, Caller, ControlConfig, Effect, KernelEvent, RequestId};
+pub use interface::{CallId, Caller, ControlConfig, Effect, KernelEvent, LocalAddress, RequestId};
 pub use show::{AdjacencyView, Counters, PeerView, SessionView, Summary};
 
 use self::{
     adjacency::Adjacencies,
     exchanges::Exchanges,
+    gateway::GatewayState,
     peers::Peers,
     random::Random,
     sessions::{Name, Part, Session},
@@ -83,6 +85,7 @@ pub struct Control {
     /// Public key of the client tokens; the control centre tells it.
     token_key: Option<[u8; 32]>,
     adjacencies: Adjacencies,
+    gateway: Option<GatewayState>,
     /// Reports of fans that were asked for: who asked.
     fan_requests: BTreeMap<u64, RequestId>,
     fan_request_next: u64,
@@ -111,6 +114,7 @@ impl Control {
             peers: Peers::default(),
             token_key: None,
             adjacencies: Adjacencies::new(config.interfaces.clone()),
+            gateway: config.gateway.clone().map(GatewayState::new),
             fan_requests: BTreeMap::new(),
             fan_request_next: 0,
             histograms_due: now + HISTOGRAM_INTERVAL,

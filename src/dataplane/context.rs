@@ -25,6 +25,10 @@ use super::{
 };
 use crate::{Nanos, limits::PACKET_SLOTS};
 
+/// How often a packet is handed over: to the worker of the inside host, and from there, where one inside host speaks to
+/// another by its outside address (hairpin), to that one's.
+const HANDOFFS_MAX: u8 = 2;
+
 /// State of one worker, the driver apart.
 pub struct Context {
     /// When this sweep began.
@@ -178,7 +182,7 @@ impl Context {
     /// To `worker` with it; it goes on at `resume_at` there.
     #[inline]
     pub fn hand_off(&mut self, slot: usize, worker: usize, resume_at: NodeId) -> Verdict {
-        if self.packets[slot].has_waited {
+        if self.packets[slot].handoffs >= HANDOFFS_MAX {
             return Verdict::Drop(Reason::NotAfterHandoff);
         }
         self.packets[slot].worker = worker as u8;

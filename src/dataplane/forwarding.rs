@@ -5,7 +5,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::route_table::{NOWHERE, NextHop, RouteTable};
+use super::{
+    gateway::Gateway,
+    route_table::{NOWHERE, NextHop, RouteTable},
+};
 use crate::{
     limits,
     wire::{ethernet::Mac, relay::HopKey},
@@ -29,6 +32,11 @@ impl Prefix {
 
     const fn mask(length: u8) -> u32 {
         if length == 0 { 0 } else { u32::MAX << (32 - length) }
+    }
+
+    /// The last address inside.
+    pub const fn last(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() | !Self::mask(self.length))
     }
 
     /// True where `address` is inside.
@@ -156,6 +164,8 @@ pub struct Forwarding {
     pub deny: Vec<Prefix>,
     /// Exceptions from `deny`.
     pub allow: Vec<Prefix>,
+    /// What the node does as a gateway, if anything.
+    pub gateway: Option<Gateway>,
 }
 
 /// Where a packet goes next.
@@ -177,6 +187,17 @@ pub enum Lookup {
     },
     /// No route out of our interfaces.
     NoRoute,
+}
+
+impl Lookup {
+    /// The interface that a packet leaves by.
+    #[inline]
+    pub fn interface(self) -> Option<u8> {
+        match self {
+            Self::Found { interface, .. } | Self::Unresolved { interface, .. } => Some(interface),
+            Self::NoRoute => None,
+        }
+    }
 }
 
 impl Forwarding {

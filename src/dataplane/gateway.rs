@@ -46,6 +46,9 @@ pub struct StaticMapping {
 pub struct Gateway {
     /// By interface number.
     pub realms: Vec<Realm>,
+    /// By interface number: the node's address there, if it has one. Errors about packets that came in there come from it
+    /// (RFC 1812 section 4.3.2.4).
+    pub routers: Vec<Option<Ipv4Addr>>,
     /// Outside addresses.
     pub addresses: Vec<OutsideAddress>,
     /// Destinations that see inside hosts as they are.
@@ -61,6 +64,11 @@ impl Gateway {
         self.realms.get(usize::from(interface)).copied().unwrap_or_default()
     }
 
+    /// The node's address on an interface.
+    pub fn router(&self, interface: u8) -> Option<Ipv4Addr> {
+        self.routers.get(usize::from(interface)).copied().flatten()
+    }
+
     /// True for an address that servers know inside hosts by.
     pub fn is_outside_address(&self, address: Ipv4Addr) -> bool {
         self.addresses.iter().any(|outside| outside.address == address)
@@ -70,4 +78,15 @@ impl Gateway {
     pub fn is_exempt(&self, address: Ipv4Addr) -> bool {
         self.exempt.iter().any(|prefix| prefix.contains(address))
     }
+}
+
+/// Packets that a gateway has the NIC's XDP program take besides those to its ports. May change at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Transit {
+    /// Protocol, address and port of what is forwarded to inside hosts, at most 1024.
+    pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
+    /// Every address of this machine, those of networks and broadcasts included: what goes there is not routed on.
+    pub local: Vec<Ipv4Addr>,
+    /// Networks that are routed to and from without translation, at most 1024.
+    pub exempt: Vec<Prefix>,
 }

@@ -1,12 +1,15 @@
 //! The packet graph: its nodes, in the order in which a sweep visits them.
 //!
 //! ```text
+//!                               +--> gateway_input --------------> nat_in2out | ip_output
+//!                               |
 //!  rx -> ethernet_input -> ip4_input -> l4_classify -+-> relay_input -+-> probe ---------+
 //!                                                    |                +-> entry_up ------+
 //!                                                    |                +-> entry_down ----+
 //!                                                    |                +-> relay_forward -+
 //!                                                    |                +-> exit_up -> nat_in2out
-//!                                                    +-> nat_out2in -> exit_down --------+
+//!                                                    +-> nat_out2in -> exit_down --------+   (or, at a
+//!                                                                   +--------------------+    gateway, at once)
 //!                                                                                        v
 //!                     (icmp_error, handoff and punt leave from the side)            ip_output -> tx
 //! ```
@@ -19,8 +22,8 @@ use super::{
     context::Context,
     driver::Frames,
     nodes::{
-        entry_down, entry_up, ethernet_input, exit_down, exit_up, handoff, icmp_error, ip_output, ip4_input,
-        l4_classify, nat_in2out, nat_out2in, probe, punt, relay_forward, relay_input,
+        entry_down, entry_up, ethernet_input, exit_down, exit_up, gateway_input, handoff, icmp_error, ip_output,
+        ip4_input, l4_classify, nat_in2out, nat_out2in, probe, punt, relay_forward, relay_input,
     },
     packet::Bitmap,
     published::NODES_MAX,
@@ -35,6 +38,7 @@ pub enum NodeId {
     EthernetInput,
     Ip4Input,
     L4Classify,
+    GatewayInput,
     RelayInput,
     Probe,
     EntryUp,
@@ -78,10 +82,11 @@ pub struct Node {
 pub const NODE_COUNT: usize = NODES.len();
 
 /// The jump table. `tx` is last: what it is given, the worker hands to the driver.
-pub const NODES: [Node; 17] = [
+pub const NODES: [Node; 18] = [
     ethernet_input::NODE,
     ip4_input::NODE,
     l4_classify::NODE,
+    gateway_input::NODE,
     relay_input::NODE,
     probe::NODE,
     entry_up::NODE,

@@ -19,6 +19,8 @@ pub struct HandedOver {
     pub interface: u8,
     /// IP protocol.
     pub protocol: u8,
+    /// How often it was handed over, this time included.
+    pub handoffs: u8,
     /// Where the IP header starts in `bytes`.
     pub l3: u16,
     /// Where the transport header starts in `bytes`.

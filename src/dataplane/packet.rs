@@ -53,6 +53,8 @@ pub struct Packet {
     pub resume_at: NodeId,
     /// True: it waited for the control core or for another worker.
     pub has_waited: bool,
+    /// How often it was handed over.
+    pub handoffs: u8,
 }
 
 const _: () = assert!(size_of::<Packet>() == 64, "a packet's metadata is one cache line");
@@ -80,6 +82,7 @@ impl Packet {
         destination: Ipv4Addr::UNSPECIFIED,
         resume_at: NodeId::Tx,
         has_waited: false,
+        handoffs: 0,
     };
 
     /// In place of a slot: the packet belongs to no session but to the gateway ([`Owner::INSIDE`]).

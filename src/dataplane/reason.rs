@@ -13,6 +13,7 @@ crate::telemetry::named::counters! {
     UnknownProtocol "unknown_protocol" "A transport protocol that this node does not carry."
     UnknownKind "unknown_kind" "A relay packet of a kind there is none of."
     NotOurs "not_ours" "The destination address is not one of this node's."
+    NotOurMac "not_our_mac" "A frame for another station of the link."
     NotOurPort "not_our_port" "The destination port or ICMP identifier is outside the reserved range."
     Fragment "fragment" "One of several fragments; they are not reassembled."
     Ip4Options "ip4_options" "IPv4 options on the tunnel side."
@@ -25,6 +26,7 @@ crate::telemetry::named::counters! {
     Duplicate "duplicate" "Another copy of this packet came first: the usual end of a copy."
     TooOld "too_old" "The sequence number is behind the duplicate window."
     NoPath "no_path" "The session has no path, or the client's address is not known yet."
+    Spoofed "spoofed" "The way back to the source address leads out of another interface than it came from."
     NotInside "not_inside" "The inner source address is not the session's."
     NotFlow "not_flow" "The inner packet is not of the one flow this session was set up for."
     Denied "denied" "The exit's policy forbids the destination."
@@ -47,5 +49,5 @@ crate::telemetry::named::counters! {
     HandoffFull "handoff_full" "The ring to the worker that owns the slot is full."
     TxFull "tx_full" "The driver's transmit ring is full."
     Refused "refused" "The control core refused it."
-    NotAfterHandoff "not_after_handoff" "A packet handed over belongs to yet another worker."
+    NotAfterHandoff "not_after_handoff" "A packet was handed over as often as may be and still belongs elsewhere."
 }

@@ -4,7 +4,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::forwarding::{Forwarding, Lookup};
+use super::{
+    forwarding::{Forwarding, Lookup},
+    gateway::Realm,
+};
 
 const ENTRIES: usize = 1024;
 
@@ -21,6 +24,10 @@ pub struct Cached {
     pub mtu: u16,
     /// True where that interface is up.
     pub is_up: bool,
+    /// Whose side of the gateway that interface is on.
+    pub realm: Realm,
+    /// True where the gateway translates nothing to and from there.
+    pub is_exempt: bool,
 }
 
 /// The current snapshot and the cache over it.
@@ -41,6 +48,8 @@ impl RouteCache {
             is_exit_allowed: false,
             mtu: 0,
             is_up: false,
+            realm: Realm::Neither,
+            is_exempt: false,
         };
         Self { forwarding, epoch: 1, entries: vec![stale; ENTRIES].into_boxed_slice() }
     }
@@ -48,6 +57,12 @@ impl RouteCache {
     /// The current snapshot.
     pub fn forwarding(&self) -> &Forwarding {
         &self.forwarding
+    }
+
+    /// Whose side of the gateway an interface is on.
+    #[inline]
+    pub fn realm(&self, interface: u8) -> Realm {
+        self.forwarding.gateway.as_ref().map_or(Realm::Neither, |gateway| gateway.realm(interface))
     }
 
     /// Takes a new snapshot and gives the old one back.
@@ -65,12 +80,8 @@ impl RouteCache {
             return entry;
         }
         let lookup = self.forwarding.lookup(destination);
-        let interface = match lookup {
-            Lookup::Found { interface, .. } | Lookup::Unresolved { interface, .. } => {
-                self.forwarding.interfaces.get(usize::from(interface))
-            }
-            Lookup::NoRoute => None,
-        };
+        let number = lookup.interface();
+        let interface = number.and_then(|number| self.forwarding.interfaces.get(usize::from(number)));
         let fresh = Cached {
             destination,
             epoch: self.epoch,
@@ -78,6 +89,8 @@ impl RouteCache {
             is_exit_allowed: self.forwarding.is_exit_allowed(destination),
             mtu: interface.map_or(0, |i| i.mtu),
             is_up: interface.is_some_and(|i| i.is_up),
+            realm: number.map_or(Realm::Neither, |number| self.realm(number)),
+            is_exempt: self.forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt(destination)),
         };
         self.entries[bucket] = fresh;
         fresh

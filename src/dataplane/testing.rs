@@ -7,6 +7,7 @@ use super::{
     conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
     driver::memory::MemoryDriver,
     forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Prefix, Route},
+    gateway::{Gateway, Realm},
     graph::NODES,
     handoff,
     nat::{BindingInit, Endpoint, Filtering, Mapping, NatConfig, Owner},
@@ -30,6 +31,8 @@ pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
 pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 pub(crate) const UNRESOLVED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
 pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+pub(crate) const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+pub(crate) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 pub(crate) const DATA_PORT: u16 = 40_000;
 pub(crate) const UP_KEY: relay::HopKey = [1; 16];
 pub(crate) const DOWN_KEY: relay::HopKey = [2; 16];
@@ -76,6 +79,7 @@ fn forwarding() -> Box<Forwarding> {
         peers: vec![Peer { address: DOWNSTREAM, port: DATA_PORT, key: PEER_KEY, is_active: true }],
         deny: vec![Prefix::new(PRIVATE, 8)],
         allow: vec![],
+        gateway: None,
     })
 }
 
@@ -253,6 +257,42 @@ impl Bench {
         forwarding.adjacencies.sort_unstable_by_key(|adjacency| (adjacency.interface, adjacency.next_hop));
         self.tell(Command::SetForwarding(forwarding));
         while self.events.pop().is_ok() {}
+    }
+
+    /// A gateway: INSIDE is a host behind interface 1, NEIGHBOUR one behind interface 2, everyone else is behind interface
+    /// 0, where the networks of PRIVATE are exempt from translation.
+    pub(crate) fn gateway(&mut self) {
+        let mut forwarding = forwarding();
+        let mut all = routes();
+        for (interface, host) in [(1, INSIDE), (2, NEIGHBOUR)] {
+            let mac = [2, 0, 0, 0, 1, interface];
+            forwarding.interfaces.push(Interface { index: 5 + u32::from(interface), mac, mtu: 1500, is_up: true });
+            all.push(Route { prefix: Prefix::new(host, 24), gateway: None, interface, metric: 0 });
+            forwarding.adjacencies.push(Adjacency { next_hop: host, mac: [2, 0, 0, 0, 2, interface], interface });
+        }
+        forwarding.routes = RouteTable::new(&all);
+        forwarding.gateway = Some(Gateway {
+            realms: vec![Realm::Outside, Realm::Inside, Realm::Inside],
+            routers: vec![None, Some(INSIDE_ROUTER), None],
+            addresses: vec![],
+            exempt: vec![Prefix::new(PRIVATE, 8)],
+            mappings: vec![],
+        });
+        self.tell(Command::SetForwarding(forwarding));
+        while self.events.pop().is_ok() {}
+    }
+
+    /// Packets come in by `interface`, framed for it; one sweep passes; what goes out, and by which interface.
+    pub(crate) fn run_at(&mut self, interface: u8, packets: &[Vec<u8>]) -> Vec<(u8, Vec<u8>)> {
+        self.before = self.counters();
+        let mac = self.worker.context().routes.forwarding().interfaces[usize::from(interface)].mac;
+        for ip in packets {
+            let mut bytes = frame(ip);
+            bytes[..6].copy_from_slice(&mac);
+            self.worker.driver().put(interface, &bytes);
+        }
+        self.worker.sweep(self.now);
+        self.worker.driver().take()
     }
 
     /// INSIDE:`inside` is US:`outside` to servers, in the session of slot 3.

@@ -357,6 +357,7 @@ impl<D: Driver> Worker<D> {
                     protocol: over.protocol,
                     received: over.received,
                     has_waited: true,
+                    handoffs: over.handoffs,
                     ..Packet::EMPTY
                 };
                 self.context.inject(packet, over.node).expect("there is room");

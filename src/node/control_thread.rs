@@ -25,7 +25,10 @@ use super::{
 use crate::{
     MILLISECOND, Nanos,
     control::{CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary},
-    dataplane::command::{Command, Event},
+    dataplane::{
+        command::{Command, Event},
+        gateway::Transit,
+    },
     rpc::{
         messages::{Neighbours, NodeName, Report, Request, Response},
         quic::Responder,
@@ -117,6 +120,8 @@ pub(super) struct ControlThread {
     pub(super) calls: UnboundedSender<Call>,
     /// Has the kernel resolve a neighbour of an interface.
     pub(super) resolve: Box<dyn FnMut(u8, Ipv4Addr) + Send>,
+    /// Has the XDP programs take these packets, too.
+    pub(super) take: Box<dyn FnMut(&Transit) + Send>,
     /// When it last went round its loop.
     pub(super) heartbeat: Arc<AtomicU64>,
     pub(super) waiting: Waiting,
@@ -240,6 +245,7 @@ impl ControlThread {
                     let _ = self.calls.send(Call { call, to, address, request });
                 }
                 Effect::Resolve { interface, address } => (self.resolve)(interface, address),
+                Effect::Take(transit) => (self.take)(&transit),
                 Effect::FanReport { request, report } => {
                     self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
                 }
@@ -309,6 +315,7 @@ mod tests {
             interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
             deny: Vec::new(),
             allow: Vec::new(),
+            gateway: None,
             boot_epoch: 1,
             seed: [7; 32],
         };
@@ -330,6 +337,7 @@ mod tests {
             inputs,
             calls,
             resolve: Box::new(move |interface, address| asked.send((interface, address)).unwrap()),
+            take: Box::new(|_| {}),
             heartbeat: Arc::default(),
             waiting: Waiting::default(),
         };

@@ -337,6 +337,8 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     fn dump_routes(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
         self.routes_dumped = self.now();
         self.is_routes_stale = false;
+        let addresses = self.requests.addresses()?;
+        self.mirror.on_addresses(&addresses, events);
         let routes = self.requests.routes(|message| parse_route(message, self.mirror.interfaces()))?;
         self.mirror.on_routes(routes.into_iter().flatten().collect(), events);
         Ok(())

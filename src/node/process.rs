@@ -39,9 +39,9 @@ use crate::{
     config_file::ConfigError,
     control::{Control, ControlConfig, KernelEvent},
     dataplane::{
-        driver::xdp::{self, AttachedInterface, Pages, Reserved, Transit, Waker, XdpDriver},
+        driver::xdp::{self, AttachedInterface, Pages, Reserved, Waker, XdpDriver},
         forwarding::{Identity, Interface},
-        gateway::OutsideAddress,
+        gateway::{OutsideAddress, Transit},
         handoff,
         nat::NatConfig,
         published::Published,
@@ -161,7 +161,8 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     }
 
     let name = config.name.clone();
-    let node = Threads::start(config, interfaces, &attached, drivers, kernel, network, (control, inputs), &end)?;
+    let take = take_by(&mut attached);
+    let node = Threads::start(config, interfaces, &attached, drivers, kernel, take, network, (control, inputs), &end)?;
     tracing::info!(node = name, "running");
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
@@ -183,6 +184,21 @@ fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeEr
     }
 }
 
+/// Changes which transit packets the XDP programs take.
+fn take_by(attached: &mut [AttachedInterface]) -> Box<dyn FnMut(&Transit) + Send> {
+    let mut all: Vec<_> = attached
+        .iter_mut()
+        .filter_map(|interface| Some((interface.name().to_owned(), interface.take_rules()?)))
+        .collect();
+    Box::new(move |transit| {
+        for (interface, rules) in &mut all {
+            if let Err(error) = rules.set(transit) {
+                tracing::error!(%interface, "cannot tell the XDP program what to take: {error}");
+            }
+        }
+    })
+}
+
 /// The threads of a running node.
 struct Threads {
     is_stopping: Arc<AtomicBool>,
@@ -202,6 +218,7 @@ impl Threads {
         attached: &[AttachedInterface],
         drivers: Vec<(XdpDriver, Waker)>,
         kernel: kernel::KernelHandle,
+        take: Box<dyn FnMut(&Transit) + Send>,
         network: Network,
         (control, inputs): (ControlSender, mpsc::Receiver<Input>),
         end: &mpsc::Sender<End>,
@@ -277,6 +294,7 @@ impl Threads {
             inputs,
             calls,
             resolve: Box::new(move |interface, address| kernel.resolve(interface, address)),
+            take,
             heartbeat,
             waiting: Waiting::default(),
         };
@@ -413,6 +431,7 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
         interfaces,
         deny: config.deny.clone(),
         allow: config.allow.clone(),
+        gateway: config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)),
         boot_epoch: seeds.boot_epoch,
         seed: seeds.control,
     }

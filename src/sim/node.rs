@@ -82,6 +82,7 @@ impl Node {
             interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
             deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
             allow: Vec::new(),
+            gateway: None,
             boot_epoch: seed ^ u64::from(address.to_bits()),
             seed: key,
         };
@@ -156,7 +157,7 @@ impl Node {
                     }
                     Effect::Call { call, to, request, .. } => wishes.push(Wish::Call { call, to, request }),
                     Effect::Resolve { interface, address } => wishes.push(Wish::Resolve { interface, address }),
-                    Effect::FanReport { .. } => {}
+                    Effect::FanReport { .. } | Effect::Take(_) => {}
                 }
             }
             for number in 0..self.workers.len() {

@@ -17,6 +17,7 @@ use crate::{
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
         driver::memory::MemoryDriver,
         forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Route},
+        gateway::{Gateway, Realm},
         graph::NODES,
         handoff,
         nat::{BindingInit, Filtering, Mapping, NatConfig, Owner},
@@ -45,6 +46,9 @@ const OTHER_PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 4), 4
 const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 7);
 const SILENT_SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 7);
 const INSIDE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(100, 64, 0, 2), 1_000);
+/// A host behind the gateway.
+const HOST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 2), 1_000);
+const HOSTS_INTERFACE: u8 = 2;
 const KEY: relay::HopKey = [5; 16];
 const GENERATION: u16 = 3;
 const MAC: ethernet::Mac = [2, 0, 0, 0, 0, 1];
@@ -199,19 +203,26 @@ fn tables(worker: usize) -> Vec<Command> {
     };
     let adjacency =
         |last: u8| Adjacency { next_hop: [10, 0, 0, last].into(), mac: [2, 0, 0, 0, 0, last], interface: 0 };
+    let host = Adjacency { next_hop: *HOST.ip(), mac: [2; 6], interface: HOSTS_INTERFACE };
     let peer = |at: SocketAddrV4, is_active| Peer { address: *at.ip(), port: at.port(), key: KEY, is_active };
     let forwarding = Forwarding {
-        interfaces: vec![interface(7, true), interface(9, false)],
+        interfaces: vec![interface(7, true), interface(9, false), interface(11, true)],
         routes: RouteTable::new(&[
             route("10.0.0.0/24", None, 0),
             route("198.51.100.0/24", Some([10, 0, 0, 254]), 0),
             route("192.0.2.0/24", Some([10, 0, 0, 253]), 0),
             route("203.0.113.0/24", Some([10, 0, 1, 1]), 1),
+            route("172.16.0.0/24", None, HOSTS_INTERFACE),
         ]),
-        adjacencies: [2, 3, 254].map(adjacency).to_vec(),
+        adjacencies: [adjacency(2), adjacency(3), adjacency(254), host].to_vec(),
         peers: vec![peer(PEER, true), peer(OTHER_PEER, false)],
         deny: vec!["10.0.0.0/8".parse().unwrap()],
         allow: Vec::new(),
+        gateway: Some(Gateway {
+            realms: vec![Realm::Outside, Realm::Neither, Realm::Inside],
+            exempt: vec!["192.0.2.0/24".parse().unwrap()],
+            ..Gateway::default()
+        }),
     };
     let fan = |fan, binding| Command::InitFan { fan, init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400 } };
     let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some(link(to, 9)) };
@@ -304,7 +315,19 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
         packets::echo(icmp::ECHO_REPLY, *SERVER.ip(), *NODE.ip(), nat_port(worker, 2), b"x"),
         packets::udp(SERVER, outside(0), &[0; 1450]),
         from_server,
+        packets::udp(HOST, SERVER, b"first of many"),
+        packets::tcp(HOST, SERVER, tcp::SYN),
+        packets::echo(icmp::ECHO_REQUEST, *HOST.ip(), *SERVER.ip(), 7, b"x"),
+        packets::udp(HOST, outside(2), b"hairpin"),
+        packets::udp(HOST, SILENT_SERVER, b"as it is"),
+        packets::udp(SILENT_SERVER, HOST, b"as it is"),
+        packets::unreachable(*HOST.ip(), 3, &packets::udp(SERVER, HOST, b"")),
     ]
+}
+
+/// Where a packet comes in.
+fn interface_of(packet: &[u8]) -> u8 {
+    if packet.get(ip4::SOURCE..ip4::DESTINATION) == Some(&HOST.ip().octets()) { HOSTS_INTERFACE } else { 0 }
 }
 
 /// Makes the header checksum of whatever this is right, where there are bytes for one.
@@ -414,14 +437,14 @@ fn perform(node: &mut Node, action: Action) {
             }
             // Mostly to the worker that owns the slot, sometimes to the other: a handoff.
             let receiver = if sequence.is_multiple_of(5) { 1 - worker } else { worker };
-            node.workers[receiver].driver().put(0, &packets::frame(MAC, [2; 6], &packet));
+            node.workers[receiver].driver().put(interface_of(&packet), &packets::frame(MAC, [2; 6], &packet));
         }
         Action::Bytes(worker, bytes) => node.workers[worker].driver().put(0, &bytes),
         Action::Burst { worker, template, sequence } => {
             let mut packet = templates(worker, sequence).swap_remove(template);
             for _ in 0..PACKET_SLOTS {
                 next_in_sequence(&mut packet);
-                node.workers[worker].driver().put(0, &packets::frame(MAC, [2; 6], &packet));
+                node.workers[worker].driver().put(interface_of(&packet), &packets::frame(MAC, [2; 6], &packet));
             }
         }
         Action::Answer { is_resumed, is_bound } => node.answer(is_resumed, is_bound),

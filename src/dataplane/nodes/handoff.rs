@@ -1,6 +1,6 @@
 //! Gives a packet to the worker that owns its slot or port.
 //!
-//! Path: relay_input | nat_out2in -> here -> another worker | drop.
+//! Path: relay_input | gateway_input | nat_out2in -> here -> another worker | drop.
 //! Reads: worker, resume_at, everything of the packet.
 
 use super::super::{driver::Frames, handoff::HandedOver, packet::Bitmap, published::add};
@@ -22,6 +22,7 @@ fn handoff(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
                 received: packet.received,
                 interface: packet.interface,
                 protocol: packet.protocol,
+                handoffs: packet.handoffs + 1,
                 l3: packet.l3 - packet.offset,
                 l4: packet.l4 - packet.offset,
                 length: packet.length,

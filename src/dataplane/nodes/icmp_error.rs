@@ -1,6 +1,6 @@
 //! Tells a packet's sender by ICMP why it goes no further (RFC 792, RFC 1812 section 4.3.2).
 //!
-//! Path: nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
+//! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
 //! Reads: l3, from_inside, slot, icmp_type, icmp_code, icmp_mtu. Writes: offset, length, l3, l4, kind, destination.
 //!
 //! Sent only within a budget a tick, and never about an ICMP error, a fragment's tail, or a packet from an
@@ -42,9 +42,12 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     packet.destination = source;
     packet.kind = relay::Kind::DataDown;
     let packet = *packet;
+    // Its sender knows us as the router on its link; a client of the overlay, as the exit.
+    let gateway = context.routes.forwarding().gateway.as_ref().filter(|_| !packet.from_inside);
+    let from = gateway.and_then(|gateway| gateway.router(packet.interface)).unwrap_or(context.identity.address);
     let ip = packet.ip(frames);
     let length = ip.len() as u16;
-    ip4::emit(ip, context.identity.address, source, ip4::ICMP, length, 64);
+    ip4::emit(ip, from, source, ip4::ICMP, length, 64);
     let message = &mut ip[ip4::HEADER_BYTES..];
     message[..icmp::HEADER_BYTES].fill(0);
     message[icmp::TYPE] = packet.icmp_type;

@@ -1,12 +1,15 @@
-//! Checks the IPv4 header and that the packet is for this node.
+//! Checks the IPv4 header; tells packets for this node from those that a gateway passes on.
 //!
-//! Path: ethernet_input -> here -> l4_classify | drop.
+//! Path: ethernet_input -> here -> l4_classify | gateway_input | drop.
 //! Reads: l3. Writes: l4, protocol, length (Ethernet padding is cut off).
 
 use super::prelude::*;
-use crate::{dataplane::packet::Packet, wire::ip4};
+use crate::{
+    dataplane::{gateway::Realm, packet::Packet},
+    wire::{ip4, read_u16, udp},
+};
 
-node!(Ip4Input, "ip4_input", [L4Classify], ip4_input);
+node!(Ip4Input, "ip4_input", [L4Classify, GatewayInput], ip4_input);
 
 fn ip4_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
@@ -14,13 +17,32 @@ fn ip4_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         Ok(header) => header,
         Err(reason) => return Verdict::Drop(reason),
     };
+    let packet = *packet;
+    let is_ours = context.is_ours(header.destination);
+    match context.routes.realm(packet.interface) {
+        Realm::Inside if !(is_ours && is_relay(context, frames, &packet, &header)) => {
+            return Verdict::Next(NodeId::GatewayInput);
+        }
+        Realm::Outside if !is_ours => return Verdict::Next(NodeId::GatewayInput),
+        _ => {}
+    }
     if header.is_fragment() {
         return Verdict::Drop(Reason::Fragment);
     }
-    if !context.is_ours(header.destination) {
+    if !is_ours {
         return Verdict::Drop(Reason::NotOurs);
     }
     Verdict::Next(NodeId::L4Classify)
+}
+
+/// Inside hosts may be clients of the overlay, too.
+fn is_relay(context: &Context, frames: &mut Frames, packet: &Packet, header: &ip4::Header) -> bool {
+    let transport = packet.transport(frames);
+    header.protocol == ip4::UDP
+        && !header.is_fragment()
+        && header.destination == context.identity.address
+        && transport.len() >= udp::HEADER_BYTES
+        && read_u16(transport, udp::DESTINATION) == context.identity.data_port
 }
 
 /// Checks the IPv4 header at `l3` and sets what follows from it. Also done for an inner packet.

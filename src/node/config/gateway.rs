@@ -83,6 +83,7 @@ impl GatewayConfig {
         };
         Gateway {
             realms: interfaces.iter().map(realm_of).collect(),
+            routers: Vec::new(),
             addresses: self.addresses.clone(),
             exempt: self.exempt.clone(),
             mappings: self.mappings.clone(),

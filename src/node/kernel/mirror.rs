@@ -7,6 +7,7 @@ use std::{
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
@@ -16,7 +17,7 @@ use netlink_packet_route::{
 
 use crate::{
     Nanos, SECOND,
-    control::KernelEvent,
+    control::{KernelEvent, LocalAddress},
     dataplane::{
         forwarding::{Interface, Prefix, Route},
         route_table::NOWHERE,
@@ -174,8 +175,7 @@ fn parse_next_hop(
 }
 
 /// The address that `message` configures on this host.
-pub(super) fn parse_local_address(message: &netlink_packet_route::address::AddressMessage) -> Option<Ipv4Addr> {
-    use netlink_packet_route::address::AddressAttribute;
+pub(super) fn parse_local_address(message: &AddressMessage) -> Option<Ipv4Addr> {
     // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is ours wherever it is given.
     let of = |select: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(select);
     let address = of(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
@@ -199,13 +199,14 @@ enum Neighbour {
 pub(super) struct Mirror {
     interfaces: Vec<Interface>,
     routes: Option<Vec<Route>>,
+    addresses: Option<Vec<LocalAddress>>,
     neighbours: HashMap<(u8, Ipv4Addr), Neighbour>,
 }
 
 impl Mirror {
     /// A mirror of nothing but `interfaces`, in the driver's order.
     pub(super) fn new(interfaces: Vec<Interface>) -> Self {
-        Self { interfaces, routes: None, neighbours: HashMap::new() }
+        Self { interfaces, routes: None, addresses: None, neighbours: HashMap::new() }
     }
 
     pub(super) fn interfaces(&self) -> &[Interface] {
@@ -345,6 +346,22 @@ impl Mirror {
             self.routes = Some(routes.clone());
             events.push(KernelEvent::Routes(routes));
         }
+    }
+
+    /// All addresses as they are now.
+    pub(super) fn on_addresses(&mut self, all: &[AddressMessage], events: &mut Vec<KernelEvent>) {
+        let addresses: Vec<_> = all.iter().filter_map(|message| self.parse_address(message)).collect();
+        if self.addresses.as_ref() != Some(&addresses) {
+            self.addresses = Some(addresses.clone());
+            events.push(KernelEvent::Addresses(addresses));
+        }
+    }
+
+    fn parse_address(&self, message: &AddressMessage) -> Option<LocalAddress> {
+        let address = parse_local_address(message)?;
+        let number = self.interfaces.iter().position(|interface| interface.index == message.header.index);
+        let network = Prefix::new(address, message.header.prefix_len.min(32));
+        Some(LocalAddress { interface: number.map(|number| number as u8), address, network })
     }
 
     /// A neighbour the control core asks for. A known one is told again, for the kernel has no news of it.

@@ -50,7 +50,7 @@ pub use self::{
     attach::AttachedInterface,
     error::Error,
     program::{AttachMode, Reserved, Verdict, Verdicts},
-    transit::{Transit, TransitRules},
+    transit::TransitRules,
     umem::Pages,
     waker::Waker,
 };

@@ -12,9 +12,9 @@ use aya::{
 
 use super::{
     error::{Error, io_error, is_privilege},
-    transit::{Transit, TransitRules, in_network_order},
+    transit::{TransitRules, in_network_order},
 };
-use crate::dataplane::gateway::{OutsideAddress, Realm};
+use crate::dataplane::gateway::{OutsideAddress, Realm, Transit};
 
 /// Name of the program in the kernel; a program of this name on an interface is ours.
 pub(super) const NAME: &str = "starnet_xdp";

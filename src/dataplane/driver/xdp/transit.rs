@@ -11,18 +11,7 @@ use aya::{
     },
 };
 
-use crate::dataplane::forwarding::Prefix;
-
-/// What a gateway takes besides: the part of [`Reserved`] that may change while the program runs.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Transit {
-    /// Protocol, address and port of what is forwarded to inside hosts, at most 1024.
-    pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
-    /// Every address of this machine, those of networks and broadcasts included: what goes there is not routed on.
-    pub local: Vec<Ipv4Addr>,
-    /// Networks that are routed to and from without translation, at most 1024.
-    pub exempt: Vec<Prefix>,
-}
+use crate::dataplane::{forwarding::Prefix, gateway::Transit};
 
 /// The maps of one interface's program that hold [`Transit`]; may be changed from any thread while it runs.
 #[derive(Debug)]
