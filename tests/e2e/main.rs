@@ -5,6 +5,7 @@
 mod errors;
 mod faults;
 mod operation;
+mod stun;
 mod support;
 mod traffic;
 /// An example is either run or tested: `cargo test` builds the wire for the testbed, and tests it from here.
