@@ -1,4 +1,4 @@
-//! What is no longer used is freed.
+//! Sessions that are no longer used are freed. Bindings are the business of [`super::nat_ageing`].
 //!
 //! The last-seen stamps that the workers publish are read in bounded chunks, a little at each tick. What looks idle
 //! is freed on condition that its stamp has not moved: the worker, which alone knows, has the last word. No lock, and
@@ -14,10 +14,9 @@ use super::{
 use crate::{
     Nanos, SECOND,
     dataplane::{command::Command, conntrack::CtIndex, published::Stamp},
-    wire::ip4,
 };
 
-/// Slots and bindings of each worker that one tick looks at.
+/// Slots of each worker that one tick looks at.
 const CHUNK: usize = 2048;
 
 /// A session without packets for this long is over; a client's keep-alives come every five seconds.
@@ -25,21 +24,6 @@ const IDLE: Nanos = 60 * SECOND;
 
 /// A session for which no packet came at all is over after this.
 const HALF_OPEN: Nanos = 30 * SECOND;
-
-/// RFC 4787 REQ-5 (the recommended default).
-const UDP_IDLE: Nanos = 300 * SECOND;
-
-/// RFC 5508 REQ-2.
-const ICMP_IDLE: Nanos = 60 * SECOND;
-
-/// RFC 5382 REQ-5, established: 2 hours and 4 minutes.
-const TCP_IDLE: Nanos = (2 * 60 + 4) * 60 * SECOND;
-
-/// RFC 5382 REQ-5, opening and closing.
-const TCP_TRANSITORY_IDLE: Nanos = 240 * SECOND;
-
-/// Packets of a complete handshake: with fewer, a TCP connection is not established.
-const TCP_HANDSHAKE_PACKETS: u32 = 3;
 
 /// What is to be done about a slot.
 enum Verdict {
@@ -56,7 +40,7 @@ enum Verdict {
 }
 
 impl Control {
-    /// Looks at the next chunk of every worker's slots and bindings.
+    /// Looks at the next chunk of every worker's slots, and at the bindings whose time has come.
     pub(super) fn age(&mut self, now: Nanos) {
         for worker in 0..self.workers.len() {
             if self.workers[worker].is_busy() {
@@ -110,62 +94,6 @@ impl Control {
         session.state = State::Ageing;
         session.is_free_pending = true;
         Verdict::Idle { generation: session.generation, since: last_seen }
-    }
-
-    fn age_bindings(&mut self, worker: usize, now: Nanos) {
-        let count = self.workers[worker].nat.len();
-        for _ in 0..CHUNK.min(count) {
-            let tables = &mut self.workers[worker];
-            let index = tables.binding_cursor % count;
-            tables.binding_cursor = index + 1;
-            if let Some(since) = self.idle_binding(worker, index, now) {
-                let command = Command::FreeBinding { index: index as u32, idle_since: Some(since) };
-                self.command(worker, command);
-            }
-        }
-    }
-
-    /// The stamp of a binding that looks idle; the question whether it is counts as asked.
-    fn idle_binding(&mut self, worker: usize, index: usize, now: Nanos) -> Option<u32> {
-        let limit_a_session = self.config.bindings_a_session as usize;
-        let tables = &mut self.workers[worker];
-        let binding = tables.nat[index].as_ref()?;
-        let (key, age) = (binding.key, now.saturating_sub(binding.since));
-        if binding.is_free_pending || age < ICMP_IDLE {
-            return None;
-        }
-        let is_at_limit = match key.owner.slot() {
-            None => false,
-            Some(slot) => {
-                let session = tables.sessions[slot as usize].as_deref()?;
-                let Part::Exit(exit) = &session.part else { return None };
-                // A flow's binding is part of the session and lives as long.
-                if exit.flow_binding.is_some() {
-                    return None;
-                }
-                exit.bindings.len() >= limit_a_session
-            }
-        };
-        let is_full =
-            tables.bindings.is_exhausted() || tables.ports(key.protocol).is_some_and(|ports| ports.is_scarce());
-        let stamp = &tables.published.bindings[index];
-        // The workers do not follow TCP's states. A closed connection therefore keeps its port as long as an open
-        // one, unless ports run short: then those that have been silent for four minutes go first.
-        let limit = match key.protocol {
-            ip4::TCP if is_at_limit || is_full => TCP_TRANSITORY_IDLE,
-            ip4::TCP if stamp.packets.load(Relaxed) < TCP_HANDSHAKE_PACKETS => TCP_TRANSITORY_IDLE,
-            ip4::TCP => TCP_IDLE,
-            ip4::UDP => UDP_IDLE,
-            _ => ICMP_IDLE,
-        };
-        if idle(stamp, now).min(age) < limit {
-            return None;
-        }
-        let last_seen = stamp.last_seen.load(Relaxed);
-        if let Some(binding) = tables.nat[index].as_mut() {
-            binding.is_free_pending = true;
-        }
-        Some(last_seen)
     }
 }
 

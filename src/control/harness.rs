@@ -15,7 +15,7 @@ use crate::{
         conntrack::{CtIndex, FanInit, FanReport, Link, Role},
         forwarding::{Forwarding, Identity, Interface},
         gateway::Transit,
-        nat::{BindingInit, Mapping, NatConfig, OutsideAddresses, Owner},
+        nat::{BindingInit, Class, Mapping, NatConfig, OutsideAddresses, Owner},
         published::Published,
         reason::Reason,
     },
@@ -118,6 +118,8 @@ impl TableWorker {
                     |held: &BindingInit| held.protocol == binding.protocol && held.outside_port == binding.outside_port;
                 assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
                 assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
+                let class = Class::first(binding.protocol) as u8;
+                self.published.classes[index as usize].store(class, Relaxed);
                 self.published.bindings[index as usize].reset(tick);
             }
             Command::FreeBinding { index, idle_since } => {

@@ -20,6 +20,7 @@ mod gateway;
 pub(crate) mod harness;
 pub mod interface;
 mod nat;
+mod nat_ageing;
 mod peers;
 mod pools;
 mod ports;
@@ -32,6 +33,7 @@ mod tables;
 mod teardown;
 #[cfg(test)]
 mod tests;
+mod wheel;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -102,8 +104,11 @@ impl Control {
     pub fn new(config: ControlConfig, published: Vec<Arc<Published>>, now: Nanos) -> Self {
         assert_eq!(published.len(), usize::from(config.identity.workers), "what a worker publishes, for each worker");
         let mut random = Random::new(&config.seed);
-        let workers =
-            published.into_iter().enumerate().map(|(n, stamps)| Tables::new(&config, n, stamps, &mut random)).collect();
+        let workers = published
+            .into_iter()
+            .enumerate()
+            .map(|(n, stamps)| Tables::new(&config, n, stamps, &mut random, now))
+            .collect();
         Self {
             random,
             workers,
@@ -156,6 +161,7 @@ impl Control {
             Event::SlotKept { slot } => self.on_slot_kept(CtIndex::new(worker, slot)),
             Event::BindingFreed { index } => self.on_binding_freed(worker, index, now),
             Event::BindingKept { index } => self.on_binding_kept(worker, index),
+            Event::BindingClosing { index } => self.watch_binding(worker, index),
             Event::ProbeAnswered(answer) => {
                 self.peers.answered(answer.peer, answer.sequence, answer.received.saturating_sub(answer.sent));
             }

@@ -13,7 +13,7 @@ use crate::{
     dataplane::{
         command::Command,
         conntrack::CtIndex,
-        nat::{BindingInit, BindingKey, Endpoint, Mapping, Owner},
+        nat::{BindingInit, BindingKey, Class, Endpoint, Mapping, Owner},
         reason::Reason,
     },
     wire::{ip4, tcp},
@@ -108,8 +108,10 @@ impl Control {
         let ports = tables.ports(key.protocol).ok_or(Reason::UnknownProtocol)?;
         let outside_port = ports.lease(&mut self.random, now).ok_or(Reason::PortsExhausted)?;
         let index = tables.bindings.take().ok_or(Reason::TableFull)?;
-        let (is_free_pending, is_closing) = (false, false);
-        tables.put_binding(index, NatBinding { key, outside_port, since: now, is_free_pending, is_closing });
+        let is_flow = matches!(mapping, Mapping::Flow(_));
+        let (due, is_free_pending, is_closing) = (0, false, false);
+        let held = NatBinding { key, outside_port, since: now, due, is_flow, is_free_pending, is_closing };
+        tables.put_binding(index, held);
         let binding = BindingInit {
             owner: key.owner,
             protocol: key.protocol,
@@ -122,6 +124,7 @@ impl Control {
         };
         self.counters.bindings_made += 1;
         self.command(worker, Command::SetBinding { index, binding });
+        self.watch_new_binding(worker, index, Class::first(key.protocol));
         Ok(index)
     }
 
@@ -151,8 +154,9 @@ impl Control {
         let Some(binding) = self.workers[worker].binding(index) else { return };
         binding.is_free_pending = false;
         if binding.is_closing {
-            self.free_binding(worker, index);
+            return self.free_binding(worker, index);
         }
+        self.watch_binding(worker, index);
     }
 
     /// Frees a binding whose session is gone, once no other answer about it is awaited.

@@ -70,11 +70,6 @@ impl Ports {
         self.places
     }
 
-    /// Ports that a lease could take at this moment are fewer than an eighth.
-    pub(super) fn is_scarce(&self) -> bool {
-        (self.leased + self.resting.len() as u32) as u64 * 8 >= u64::from(self.places) * 7
-    }
-
     /// The first free place in `from..to`, a word of 64 at a time.
     fn free_from(&self, from: u32, to: u32) -> Option<u32> {
         let mut at = from;

@@ -11,6 +11,8 @@ use super::{
     ports::Ports,
     random::Random,
     sessions::Session,
+    ticks,
+    wheel::Wheel,
 };
 use crate::{
     Nanos,
@@ -44,7 +46,8 @@ pub(super) struct Tables {
     pub(super) room: usize,
     /// Where the ageing scan goes on.
     pub(super) slot_cursor: usize,
-    pub(super) binding_cursor: usize,
+    /// When the next look at each binding is due.
+    pub(super) wheel: Wheel,
     /// Empty ones to exchange; `None` while an exchange is under way.
     pub(super) spare_histograms: Option<Box<Histograms>>,
     /// Everything recorded since the start.
@@ -57,6 +60,10 @@ pub(super) struct NatBinding {
     pub(super) key: BindingKey,
     pub(super) outside_port: u16,
     pub(super) since: Nanos,
+    /// The tick at which it is looked at.
+    pub(super) due: u32,
+    /// Part of a flow session: it does not age by itself.
+    pub(super) is_flow: bool,
     /// A FreeBinding is on its way to the worker or its answer back. Never two.
     pub(super) is_free_pending: bool,
     /// Its session is gone.
@@ -65,7 +72,13 @@ pub(super) struct NatBinding {
 
 impl Tables {
     /// An empty worker number `worker`.
-    pub(super) fn new(config: &ControlConfig, worker: usize, published: Arc<Published>, random: &mut Random) -> Self {
+    pub(super) fn new(
+        config: &ControlConfig,
+        worker: usize,
+        published: Arc<Published>,
+        random: &mut Random,
+        now: Nanos,
+    ) -> Self {
         let outside = config.nat.outside(config.identity.workers);
         Self {
             slots: Pool::new(config.slots),
@@ -82,7 +95,7 @@ impl Tables {
             backlog: VecDeque::new(),
             room: usize::MAX,
             slot_cursor: 0,
-            binding_cursor: 0,
+            wheel: Wheel::new(ticks(now)),
             spare_histograms: Some(Box::default()),
             histograms: Histograms::new(),
         }

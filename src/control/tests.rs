@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddrV4},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use super::{
@@ -15,7 +16,7 @@ use crate::{
         command::{Event, PuntCause},
         conntrack::{CtIndex, Role},
         forwarding::{Lookup, Route},
-        nat::{BindingKey, Mapping, Owner},
+        nat::{BindingKey, Class, Mapping, Owner},
         reason::Reason,
     },
     limits::TICK,
@@ -804,35 +805,93 @@ fn out_of_ports_the_packet_is_refused_and_the_table_is_unchanged() {
     );
 }
 
-#[test]
-fn bindings_age_by_protocol_and_only_while_they_are_idle() {
-    let mut net = net();
-    let opened = net.open(net.tunnel("alice", 1, &BOTH));
-    let slot = exit_slot(&net, &opened).slot();
-    for (ticket, (protocol, flags)) in
-        (0..).zip([(ip4::ICMP, 0), (ip4::UDP, 0), (ip4::TCP, tcp::SYN), (ip4::TCP, tcp::SYN)])
-    {
-        assert_eq!(punt(&mut net, key(slot, protocol, 10 + ticket as u16), SERVER, flags, ticket), None);
+/// Lets time pass, with packets in the session but not through bindings, until binding `index` is gone; how many
+/// ticks that took.
+fn ticks_until_freed(net: &mut Net, opened: &Opened, index: u32, patience: u32) -> u32 {
+    for tick in 0..patience {
+        if !net.node("out").workers[0].bindings.contains_key(&index) {
+            return tick;
+        }
+        if tick % 100 == 0 {
+            net.traffic(opened, 0);
+        }
+        net.run(TICK);
     }
-    // Binding 2 is a connection; binding 3 has had no answer.
-    (0..3).for_each(|_| use_binding(&mut net, 2));
-    let held = |net: &mut Net| net.node("out").workers[0].bindings.keys().copied().collect::<Vec<_>>();
-    run_with_traffic(&mut net, &opened, &[0, 1], 58 * SECOND);
-    assert_eq!(held(&mut net), [0, 1, 2, 3]);
-    run_with_traffic(&mut net, &opened, &[0, 1], 4 * SECOND);
-    assert_eq!(held(&mut net), [1, 2, 3], "ICMP: a minute");
-    run_with_traffic(&mut net, &opened, &[0, 1], 180 * SECOND);
-    assert_eq!(held(&mut net), [1, 2], "TCP without a handshake: four minutes");
-    use_binding(&mut net, 1);
-    run_with_traffic(&mut net, &opened, &[0, 1], 295 * SECOND);
-    assert_eq!(held(&mut net), [1, 2]);
-    run_with_traffic(&mut net, &opened, &[0, 1], 10 * SECOND);
-    assert_eq!(held(&mut net), [2], "UDP: five minutes since the last packet");
-    run_with_traffic(&mut net, &opened, &[0, 1], 6000 * SECOND);
-    assert_eq!(held(&mut net), [2]);
-    run_with_traffic(&mut net, &opened, &[0, 1], 1440 * SECOND);
-    assert_eq!(held(&mut net), [0u32; 0], "an established connection: two hours and four minutes");
-    assert_eq!(net.summaries()[2].workers[0].tcp_ports.used, 0);
+    panic!("binding {index} is not freed")
+}
+
+fn seconds(seconds: u32) -> u32 {
+    seconds * (SECOND / TICK) as u32
+}
+
+#[test]
+fn an_idle_binding_is_freed_at_the_first_tick_at_which_it_has_been_idle_for_its_time() {
+    let mut net = net();
+    let opened = net.open(net.tunnel("alice", 1, &["in-out"]));
+    let slot = exit_slot(&net, &opened);
+    for (index, (protocol, class, limit)) in (0..).zip([
+        (ip4::ICMP, Class::Icmp, 60),
+        (ip4::UDP, Class::Udp, 300),
+        (ip4::TCP, Class::TcpOpening, 240),
+        (ip4::TCP, Class::TcpClosing, 240),
+        (ip4::TCP, Class::TcpEstablished, 7440),
+    ]) {
+        net.run(TICK - net.now % TICK + MILLISECOND);
+        let key = key(slot.slot(), protocol, 10 + index as u16);
+        assert_eq!(punt(&mut net, key, SERVER, tcp::SYN, index), None);
+        net.node("out").workers[0].published.classes[index as usize].store(class as u8, Relaxed);
+        run_with_traffic(&mut net, &opened, &[0], 30 * SECOND);
+        use_binding(&mut net, index as usize);
+        let ticks = ticks_until_freed(&mut net, &opened, index, 80_000);
+        let exact = seconds(limit);
+        assert!((exact..=exact + 2).contains(&ticks), "{class:?}: {ticks} ticks for {exact}");
+    }
+    assert_eq!(net.summaries()[1].workers[0].tcp_ports.used, 0);
+}
+
+#[test]
+fn a_binding_that_is_used_is_never_freed() {
+    let mut net = net();
+    let opened = net.open(net.tunnel("alice", 1, &["in-out"]));
+    let slot = exit_slot(&net, &opened);
+    assert_eq!(punt(&mut net, key(slot.slot(), ip4::ICMP, 1), SERVER, 0, 1), None);
+    for _ in 0..50 {
+        use_binding(&mut net, 0);
+        run_with_traffic(&mut net, &opened, &[0], 60 * SECOND - TICK);
+        assert!(net.node("out").workers[0].bindings.contains_key(&0));
+    }
+    // In the very moment at which the control core has found it idle a packet comes.
+    net.node("out").is_stalled = true;
+    run_with_traffic(&mut net, &opened, &[0], 2 * SECOND);
+    use_binding(&mut net, 0);
+    net.node("out").is_stalled = false;
+    run_with_traffic(&mut net, &opened, &[0], 59 * SECOND);
+    assert!(net.node("out").workers[0].bindings.contains_key(&0), "kept, since the stamp has moved");
+    assert!(ticks_until_freed(&mut net, &opened, 0, 100) <= 12, "and not for longer than its time");
+}
+
+#[test]
+fn a_connection_that_closes_is_freed_by_the_shorter_timer_told_or_not() {
+    let mut net = net();
+    let opened = net.open(net.tunnel("alice", 1, &["in-out"]));
+    let slot = exit_slot(&net, &opened);
+    for (index, is_told) in [(0u32, true), (1, false)] {
+        let key = key(slot.slot(), ip4::TCP, 10 + index as u16);
+        assert_eq!(punt(&mut net, key, SERVER, tcp::SYN, index), None);
+        let class = |net: &mut Net, class: Class| {
+            net.node("out").workers[0].published.classes[index as usize].store(class as u8, Relaxed);
+            use_binding(net, index as usize);
+        };
+        class(&mut net, Class::TcpEstablished);
+        run_with_traffic(&mut net, &opened, &[0], 400 * SECOND);
+        class(&mut net, Class::TcpClosing);
+        if is_told {
+            let now = net.now;
+            net.node("out").control.on_event(0, Event::BindingClosing { index }, now);
+        }
+        let ticks = ticks_until_freed(&mut net, &opened, index, 10_000);
+        assert!((seconds(240)..=seconds(240) + 2).contains(&ticks), "{ticks}: the next look comes within a minute");
+    }
 }
 
 #[test]

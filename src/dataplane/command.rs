@@ -60,6 +60,8 @@ pub enum Event {
     BindingFreed { index: u32 },
     /// The binding had traffic since: it stays.
     BindingKept { index: u32 },
+    /// All connections of the binding are over: it ages by a shorter timer now. Not always told.
+    BindingClosing { index: u32 },
     /// A neighbour answered a probe.
     ProbeAnswered(ProbeAnswer),
     /// The tables that [`Command::SetForwarding`] replaced, to be freed or reused.

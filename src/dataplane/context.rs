@@ -49,6 +49,8 @@ pub struct Context {
     pub fans: Box<[Fan]>,
     /// NAT bindings.
     pub bindings: Bindings,
+    /// Packets from outside keep a binding alive, too.
+    pub is_refreshed_from_outside: bool,
     /// Routes, adjacencies, peers and policy.
     pub routes: RouteCache,
     /// What others may look at.

@@ -3,7 +3,7 @@
 //! Each value has one writer, the worker, and any number of readers: relaxed loads and stores, no lock and no
 //! read-modify-write instruction.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::reason::Reason;
 
@@ -124,6 +124,8 @@ pub struct Published {
     pub slots: Box<[Stamp]>,
     /// By binding.
     pub bindings: Box<[Stamp]>,
+    /// By binding: the number of its [`Class`](super::nat::Class).
+    pub classes: Box<[AtomicU8]>,
     /// By node of the graph.
     pub nodes: Box<[NodeCounters; NODES_MAX]>,
     /// Of the worker.
@@ -136,6 +138,7 @@ impl Published {
         Self {
             slots: (0..slots).map(|_| Stamp::default()).collect(),
             bindings: (0..bindings).map(|_| Stamp::default()).collect(),
+            classes: (0..bindings).map(|_| AtomicU8::default()).collect(),
             nodes: Box::new(std::array::from_fn(|_| NodeCounters::default())),
             worker: WorkerCounters::default(),
         }

@@ -113,6 +113,7 @@ impl<D: Driver> Worker<D> {
             slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
             fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
             bindings: Bindings::new(config.bindings, config.nat.outside(config.identity.workers), config.hash_key),
+            is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
             routes: RouteCache::new(Box::<Forwarding>::default()),
             published,
             waiting: Waiting::new(),
@@ -219,6 +220,8 @@ impl<D: Driver> Worker<D> {
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
             Command::SetBinding { index, binding } => {
                 if self.context.bindings.insert(index, &binding) {
+                    let class = self.context.bindings.get(index).map_or(0, |binding| binding.class() as u8);
+                    self.context.published.classes[index as usize].store(class, Relaxed);
                     self.context.published.bindings[index as usize].reset(self.context.tick);
                 }
                 self.show_used();

@@ -2,7 +2,17 @@
 
 use std::{mem::size_of, net::Ipv4Addr};
 
-use crate::limits::CT_SLOTS_MAX;
+use super::{
+    class::Class,
+    connections::{Connections, Origin, Phase, Standing},
+};
+use crate::{
+    limits::CT_SLOTS_MAX,
+    wire::{
+        ip4,
+        tcp::{self, Segment},
+    },
+};
 
 /// An address, and a port or the identifier of an ICMP query.
 pub type Endpoint = (Ipv4Addr, u16);
@@ -140,6 +150,9 @@ pub struct Binding {
     pub(super) outside_number: u8,
     remote_address: Ipv4Addr,
     remote_port: u16,
+    /// TCP: more connections are open than are followed.
+    is_crowded: bool,
+    connections: Connections,
 }
 
 const _: () = assert!(size_of::<Binding>() == 64, "a packet touches one cache line of its binding");
@@ -158,6 +171,8 @@ impl Binding {
         outside_number: 0,
         remote_address: Ipv4Addr::UNSPECIFIED,
         remote_port: 0,
+        is_crowded: false,
+        connections: Connections::NONE,
     };
 
     /// A new binding; its outside address has this number in the pool.
@@ -179,6 +194,38 @@ impl Binding {
             outside_number,
             remote_address,
             remote_port,
+            is_crowded: false,
+            connections: Connections::NONE,
+        }
+    }
+
+    /// By which timer it ages.
+    #[inline]
+    pub fn class(&self) -> Class {
+        match self.protocol {
+            ip4::TCP if self.is_crowded => Class::TcpEstablished,
+            ip4::TCP => match self.connections.phase() {
+                Phase::Opening => Class::TcpOpening,
+                Phase::Established => Class::TcpEstablished,
+                Phase::Closing => Class::TcpClosing,
+            },
+            ip4::ICMP => Class::Icmp,
+            _ => Class::Udp,
+        }
+    }
+
+    /// A TCP segment to or from `remote` passes. Returns whether it shows that a connection lives: those that belong to
+    /// one that is over do not, nor does a RST that answers a stranger (RFC 7857 section 6.1).
+    #[inline]
+    pub(in crate::dataplane) fn on_segment(&mut self, from: Origin, remote: Endpoint, segment: &Segment) -> bool {
+        match self.connections.on_segment(from, remote, segment) {
+            Standing::Alive => true,
+            Standing::Over => false,
+            Standing::Unknown => {
+                let is_life = from == Origin::Inside && segment.flags & tcp::RST == 0;
+                self.is_crowded |= is_life;
+                is_life
+            }
         }
     }
 

@@ -3,19 +3,25 @@
 //!
 //! - [`binding`]: one mapping between an inside and an outside address and port, one cache line.
 //! - [`bindings`]: all of a worker's, found from inside and from outside. [`hash_index`] is the table they use.
+//! - `connections`: the TCP connections of a binding. [`class`]: how long an idle binding is kept.
+//! - `account`: what a packet means for its binding's life.
 //! - [`outside`]: the addresses that servers see.
 //! - [`rewrite`]: what a translation does to the bytes of a packet, ICMP errors and their quotes included.
 //!
 //! What this NAT promises, requirement by requirement, is in `docs/NAT.md`.
 
+mod account;
 pub mod binding;
 pub mod bindings;
+pub mod class;
+pub(super) mod connections;
 mod hash_index;
 pub mod outside;
 pub(super) mod rewrite;
 
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner};
 pub use bindings::Bindings;
+pub use class::{Class, Timers};
 pub use outside::{Forwarded, OutsideAddresses};
 
 use super::{forwarding::Identity, gateway::OutsideAddress};
@@ -32,6 +38,8 @@ pub struct NatConfig {
     pub forwarded: Vec<Forwarded>,
     /// Which packets from outside a binding lets in.
     pub filtering: Filtering,
+    /// How long idle bindings are kept.
+    pub timers: Timers,
 }
 
 impl NatConfig {
@@ -42,6 +50,7 @@ impl NatConfig {
             gateway: Vec::new(),
             forwarded: Vec::new(),
             filtering: Filtering::EndpointIndependent,
+            timers: Timers::default(),
         }
     }
 

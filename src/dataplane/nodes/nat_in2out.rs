@@ -21,10 +21,15 @@ use crate::{
         conntrack::{FanInit, NO_BINDING},
         nat::{
             Binding, BindingKey, Endpoint, Owner,
+            connections::Origin,
             rewrite::{self as nat, BadQuote, Side},
         },
     },
-    wire::{icmp, ip4, tcp, udp},
+    wire::{
+        icmp, ip4,
+        tcp::{self, Segment},
+        udp,
+    },
 };
 
 node!(NatIn2out, "nat_in2out", [IpOutput, NatOut2in, IcmpError, Punt], nat_in2out);
@@ -62,8 +67,8 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
 
     let transport = packet.transport(frames);
-    let flags = match check_transport(transport, header.protocol) {
-        Ok(flags) => flags,
+    let segment = match check_transport(transport, header.protocol) {
+        Ok(segment) => segment,
         Err(reason) => return Verdict::Drop(reason),
     };
     if header.protocol == ip4::ICMP && icmp::is_error(transport[icmp::TYPE]) {
@@ -86,6 +91,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
 
     let key = BindingKey { owner, protocol: header.protocol, address: header.source, port: source, remote: None };
+    let flags = segment.map_or(0, |segment| segment.flags);
     let (index, binding) = match find(context, init.binding, &key, remote) {
         Ok(Some(found)) => found,
         Ok(None) if header.protocol == ip4::TCP && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
@@ -104,7 +110,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if header.protocol == ip4::TCP {
         tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
     }
-    context.published.bindings[index as usize].touch(context.tick, header.total_length);
+    context.account(index, Origin::Inside, remote, segment.as_ref(), header.total_length);
     leave(&mut context.packets[slot], header.destination, is_hairpin)
 }
 
@@ -135,12 +141,12 @@ fn find(context: &Context, flow: u32, key: &BindingKey, remote: Endpoint) -> Res
     Ok(context.bindings.find_inside(key).and_then(|index| Some((index, *context.bindings.get(index)?))))
 }
 
-/// Lengths of the transport header; returns the flags of a TCP segment, else zero.
-fn check_transport(transport: &[u8], protocol: u8) -> Result<u8, Reason> {
+/// Lengths of the transport header; returns what a TCP segment says.
+fn check_transport(transport: &[u8], protocol: u8) -> Result<Option<Segment>, Reason> {
     match protocol {
-        ip4::UDP => udp::checked_length(transport).map(|_| 0).ok_or(Reason::BadLength),
-        ip4::TCP => tcp::checked_header_length(transport).map(|_| transport[tcp::FLAGS]).ok_or(Reason::BadLength),
-        ip4::ICMP if transport.len() >= icmp::HEADER_BYTES => Ok(0),
+        ip4::UDP => udp::checked_length(transport).map(|_| None).ok_or(Reason::BadLength),
+        ip4::TCP => tcp::parse(transport).map(Some).ok_or(Reason::BadLength),
+        ip4::ICMP if transport.len() >= icmp::HEADER_BYTES => Ok(None),
         ip4::ICMP => Err(Reason::TooShort),
         _ => Err(Reason::UnknownProtocol),
     }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     dataplane::nat::{
         Endpoint,
+        connections::Origin,
         rewrite::{self as nat, Quote, Side},
     },
     wire::{icmp, ip4, relay, tcp},
@@ -81,6 +82,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
+    let segment = if quote.is_none() && protocol == ip4::TCP { tcp::parse(&ip[header_length..]) } else { None };
     let inside = binding.inside();
     let ip = packet.ip(frames);
     ip4::decrement_ttl(ip);
@@ -93,11 +95,9 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
             }
         }
     }
-    let stamp = &context.published.bindings[index as usize];
-    if protocol == ip4::TCP && quote.is_none() {
-        stamp.touch(context.tick, header.total_length);
-    } else {
-        stamp.count(header.total_length);
+    match quote {
+        Some(_) => context.published.bindings[index as usize].count(header.total_length),
+        None => context.account(index, Origin::Outside, remote, segment.as_ref(), header.total_length),
     }
     let packet = &mut context.packets[slot];
     match binding.owner.slot() {
