@@ -58,6 +58,8 @@ pub struct NodeCounters {
     pub packets: AtomicU64,
     /// Batches in which the node had any.
     pub batches: AtomicU64,
+    /// Clocks (TSC) spent in it.
+    pub clocks: AtomicU64,
     /// Packets that left it for each node.
     pub next: [AtomicU64; NODES_MAX],
     /// Packets it dropped, by reason.
@@ -69,6 +71,7 @@ impl Default for NodeCounters {
         Self {
             packets: AtomicU64::new(0),
             batches: AtomicU64::new(0),
+            clocks: AtomicU64::new(0),
             next: [const { AtomicU64::new(0) }; NODES_MAX],
             drops: [const { AtomicU64::new(0) }; Reason::COUNT],
         }

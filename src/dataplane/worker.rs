@@ -399,15 +399,17 @@ impl<D: Driver> Worker<D> {
             self.context.pending[node.id as usize] = Bitmap::default();
             (node.process)(&mut self.context, self.driver.frames(), batch);
             let after = self.clock.raw();
-            self.record(node.id, batch.count() as u64, self.clock.delta_as_nanos(before, after));
+            self.record(node.id, batch.count() as u64, after.saturating_sub(before));
             before = after;
         }
     }
 
-    fn record(&mut self, node: NodeId, packets: u64, nanos: u64) {
+    fn record(&mut self, node: NodeId, packets: u64, clocks: u64) {
         let counters = &self.context.published.nodes[node as usize];
         add(&counters.packets, packets);
         add(&counters.batches, 1);
+        add(&counters.clocks, clocks);
+        let nanos = self.clock.delta_as_nanos(0, clocks);
         self.histograms.nodes[node as usize].saturating_record_n(nanos / packets, packets);
     }
 
@@ -430,10 +432,9 @@ impl<D: Driver> Worker<D> {
         let mut refused = Bitmap::default();
         self.driver.transmit(&self.transmit, &mut refused);
         self.driver.flush();
-        let now = self.clock.raw();
-        let in_sweep = self.clock.delta_as_nanos(before, now);
-        self.record(NodeId::Tx, batch.count() as u64, in_sweep);
-        self.finish_sent(batch, refused, in_sweep);
+        let clocks = self.clock.raw().saturating_sub(before);
+        self.record(NodeId::Tx, batch.count() as u64, clocks);
+        self.finish_sent(batch, refused, self.clock.delta_as_nanos(0, clocks));
     }
 
     /// What the driver took is its own now; the places in `refused` found a ring full.
