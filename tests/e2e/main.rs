@@ -4,6 +4,7 @@
 
 mod errors;
 mod faults;
+mod gateway;
 mod operation;
 mod stun;
 mod support;

@@ -16,6 +16,10 @@ READY_S = 60
 
 def configure(state, topology):
     """Writes all files that the programs need."""
+    for gateway in topology.with_role("gateway"):
+        write(state, gateway, gateway_config(state, topology, gateway))
+    if not topology.with_role("controller"):
+        return
     tls = state.directory / "tls"
     run(state.starnet, "cert", "ca", "--dir", tls)
     run(state.starnet, "cert", "controller", "--dir", tls)
@@ -68,6 +72,23 @@ def node_config(state, topology, host):
         # The test servers have addresses reserved for documentation, which an exit denies by default.
         config["exit"] = {"allow": [f"{server.address}/32" for server in topology.with_role("server", "plain")]}
     return config
+
+
+def gateway_config(state, topology, host):
+    links = [interface.name for interface in host.interfaces if not interface.network]
+    inside = [name for name in links if topology.hosts[name].role == "host"]
+    return {
+        "node": {
+            "name": host.name,
+            "address": host.address,
+            "ports": PORTS,
+            "workers": host.workers,
+            "idle": "adaptive",
+            "pin": False,
+            "socket": str(state.socket(host.name)),
+        },
+        "gateway": {"inside": inside, "outside": [name for name in links if name not in inside]},
+    }
 
 
 def client_config(state, topology, host, inside):
@@ -128,15 +149,23 @@ def to_toml(config):
     for table, entries in config.items():
         for entry in entries if isinstance(entries, list) else [entries]:
             lines.append(f"[[{table}]]" if isinstance(entries, list) else f"[{table}]")
-            # JSON's strings, numbers, booleans and arrays of them are TOML's too.
-            lines += [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
+            lines += [f"{key} = {to_toml_value(value)}" for key, value in entry.items()]
             lines.append("")
     return "\n".join(lines)
 
 
+def to_toml_value(value):
+    """JSON's strings, numbers and booleans are TOML's too."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {to_toml_value(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(to_toml_value, value)) + "]"
+    return json.dumps(value)
+
+
 def start(state, host):
     """Starts a host's starnet process."""
-    command = "node" if host.is_node else host.role
+    command = "node" if host.is_node or host.role == "gateway" else host.role
     state.socket(host.name).unlink(missing_ok=True)
     return processes.start(state, host.name, host.name,
                            [state.starnet, command, "--config", config_file(state, host.name)])
@@ -155,6 +184,11 @@ def start_all(state, topology, progress):
     for host in hosts:
         if host.role != "client":
             start(state, host)
+    gateways = topology.with_role("gateway")
+    if gateways:
+        wait_for(state, "the gateway", lambda: all(show(state, host.name, "node") for host in gateways), progress)
+    if not topology.with_role("controller"):
+        return
     wait_for(state, "the nodes to register and to measure their links", lambda: measured(state, topology), progress)
     clients = [host for host in hosts if host.role == "client"]
     for host in clients:

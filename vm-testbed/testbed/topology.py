@@ -4,11 +4,12 @@ Addresses are the same in every testbed, since each lives in namespaces of its o
 
     198.18.0.N         a host's own address, on its lo: what others know it by (1, 2, 3, ...)
     203.0.113.N        the same for a server (10, 20, 30, ...)
+    192.168.0.N        the same for a host behind a gateway
     198.18.16.0/20     a /30 for each link, from here on
     as the file says   networks (the management network)
 
 A host reaches another one only over links, and only `plain` hosts pass packets on: traffic has no way around the
-overlay.
+overlay. Hosts of the role `host` send everything to the gateway they have a link to.
 """
 
 import ipaddress
@@ -21,7 +22,7 @@ from pathlib import Path
 from . import Failed
 
 NODE_ROLES = ("entry", "relay", "exit")
-ROLES = ("controller", "client", *NODE_ROLES, "server", "plain")
+ROLES = ("controller", "client", *NODE_ROLES, "gateway", "host", "server", "plain")
 IMPAIRMENTS = ("delay_ms", "jitter_ms", "loss", "reorder", "duplicate")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")  # an interface is called like the host it leads to: 15 characters
 INFRASTRUCTURE = "fabric"  # the namespace of the wires' middle ends and the networks' bridges
@@ -43,7 +44,11 @@ class Host:
 
     @property
     def runs_starnet(self):
-        return self.is_node or self.role in ("controller", "client")
+        return self.is_node or self.role in ("controller", "client", "gateway")
+
+    @property
+    def is_overlay(self):
+        return self.is_node or self.role == "client"
 
 
 @dataclass
@@ -138,7 +143,7 @@ def build(text):
         raise ValueError("hosts: two have the same address")
     for host in topology.hosts.values():
         host.routes = routes_from(topology, host)
-    if any(host.runs_starnet for host in topology.hosts.values()) and len(topology.with_role("controller")) != 1:
+    if any(host.is_overlay for host in topology.hosts.values()) and len(topology.with_role("controller")) != 1:
         raise ValueError("hosts: exactly one must have the role controller")
     return topology
 
@@ -151,9 +156,9 @@ def build_host(topology, name, entry):
     role = entry.get("role")
     if role not in ROLES:
         raise ValueError(f"{where}: role must be one of {', '.join(ROLES)}")
-    servers = len(topology.with_role("server"))
-    others = len(topology.hosts) - servers
-    address = entry.get("address", f"203.0.113.{10 * (servers + 1)}" if role == "server" else f"198.18.0.{others + 1}")
+    servers, inside = len(topology.with_role("server")), len(topology.with_role("host"))
+    defaults = {"server": f"203.0.113.{10 * (servers + 1)}", "host": f"192.168.0.{inside + 1}"}
+    address = entry.get("address", defaults.get(role, f"198.18.0.{len(topology.hosts) - servers - inside + 1}"))
     ipaddress.IPv4Address(address)
     return Host(name, role, address, entry.get("workers", 1), entry.get("config", {}))
 
@@ -235,6 +240,11 @@ def routes_from(topology, source):
                 targets += [str(ipaddress.IPv4Interface(i.address).network) for i in topology.hosts[name].interfaces
                             if not i.network and i.name not in (source.name, hop)]
             routes += [Route(target, via.address.split("/")[0], hop) for target in targets]
+    if source.role == "host":
+        gateways = [i for i in source.interfaces if not i.network and topology.hosts[i.name].role == "gateway"]
+        for interface in gateways[:1]:
+            via = next(i for i in topology.hosts[interface.name].interfaces if i.name == source.name)
+            routes.append(Route("default", via.address.split("/")[0], interface.name))
     if source.role == "controller":
         # Nodes speak from their own addresses, on a network that is not otherwise a way to them.
         routes += [Route(f"{topology.hosts[member].address}/32", address, network.name)
