@@ -11,7 +11,7 @@
 //!                                                    +-> nat_out2in -> exit_down --------+   (or, at a
 //!                                                                   +--------------------+    gateway, at once)
 //!                                                                                        v
-//!                     (icmp_error, handoff and punt leave from the side)            ip_output -> tx
+//!                     (icmp_error, fragment, handoff and punt: from the side)           ip_output -> tx
 //! ```
 //!
 //! Edges only go forward, so one pass over [`NODES`] finishes every packet; the assertion at the foot of this
@@ -22,8 +22,8 @@ use super::{
     context::Context,
     driver::Frames,
     nodes::{
-        entry_down, entry_up, ethernet_input, exit_down, exit_up, gateway_input, handoff, icmp_error, ip_output,
-        ip4_input, l4_classify, nat_in2out, nat_out2in, probe, punt, relay_forward, relay_input,
+        entry_down, entry_up, ethernet_input, exit_down, exit_up, fragment, gateway_input, handoff, icmp_error,
+        ip_output, ip4_input, l4_classify, nat_in2out, nat_out2in, probe, punt, relay_forward, relay_input,
     },
     packet::Bitmap,
     published::NODES_MAX,
@@ -48,6 +48,7 @@ pub enum NodeId {
     NatIn2out,
     NatOut2in,
     IcmpError,
+    Fragment,
     ExitDown,
     IpOutput,
     Handoff,
@@ -82,7 +83,7 @@ pub struct Node {
 pub const NODE_COUNT: usize = NODES.len();
 
 /// The jump table. `tx` is last: what it is given, the worker hands to the driver.
-pub const NODES: [Node; 18] = [
+pub const NODES: [Node; 19] = [
     ethernet_input::NODE,
     ip4_input::NODE,
     l4_classify::NODE,
@@ -96,6 +97,7 @@ pub const NODES: [Node; 18] = [
     nat_in2out::NODE,
     nat_out2in::NODE,
     icmp_error::NODE,
+    fragment::NODE,
     exit_down::NODE,
     ip_output::NODE,
     handoff::NODE,

@@ -41,8 +41,8 @@ pub struct Packet {
     pub icmp_code: u8,
     /// True: it came from a session's client and an error about it goes back there.
     pub from_inside: bool,
-    /// Next-hop MTU of that error.
-    pub icmp_mtu: u16,
+    /// MTU of the way ahead: for that error to tell, or for the packet to be cut to.
+    pub mtu: u16,
     /// Sequence number of the relay header.
     pub sequence: u64,
     /// When the sweep that received it began.
@@ -76,7 +76,7 @@ impl Packet {
         icmp_type: 0,
         icmp_code: 0,
         from_inside: false,
-        icmp_mtu: 0,
+        mtu: 0,
         sequence: 0,
         received: 0,
         destination: Ipv4Addr::UNSPECIFIED,

@@ -15,6 +15,7 @@ crate::telemetry::named::counters! {
     NotOurs "not_ours" "The destination address is not one of this node's."
     NotOurMac "not_our_mac" "A frame for another station of the link."
     NotOurPort "not_our_port" "The destination port or ICMP identifier is outside the reserved range."
+    SourceRoute "source_route" "The sender asks for a way of its choice (IPv4 source route)."
     Fragment "fragment" "One of several fragments; they are not reassembled."
     Ip4Options "ip4_options" "IPv4 options on the tunnel side."
     FreeSlot "free_slot" "The ct_index names a slot that is not in use, or none of this node's."

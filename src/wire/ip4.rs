@@ -35,6 +35,13 @@ pub const UDP: u8 = 17;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// "More fragments" and the offset: zero in an unfragmented packet.
 pub const FRAGMENT_MASK: u16 = 0x3fff;
+/// "More fragments".
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// The offset, in units of eight bytes.
+pub const OFFSET_MASK: u16 = 0x1fff;
+
+/// Options that say which routers the packet is to pass: loose and strict source and record route.
+const SOURCE_ROUTES: [u8; 2] = [131, 137];
 
 /// Why bytes are not an IPv4 packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,6 +126,32 @@ pub fn parse_quoted(packet: &[u8]) -> Result<Header, Malformed> {
     })
 }
 
+/// The options of a checked header, each with its type and length; no-operations and what follows the end are left
+/// out. Ends early where an option's length is wrong.
+pub fn options(header: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    let mut left = &header[HEADER_BYTES..];
+    std::iter::from_fn(move || {
+        while left.first() == Some(&NO_OPERATION) {
+            left = &left[1..];
+        }
+        let length = usize::from(*left.get(1)?);
+        if left[0] == END || length < 2 || length > left.len() {
+            return None;
+        }
+        let (option, rest) = left.split_at(length);
+        left = rest;
+        Some(option)
+    })
+}
+
+/// True where the sender chose the packet's way: nobody does that in good faith (RFC 7126 section 4.3).
+#[inline]
+pub fn has_source_route(header: &[u8]) -> bool {
+    header.len() > HEADER_BYTES && options(header).any(|option| SOURCE_ROUTES.contains(&option[0]))
+}
+
 /// Writes a header without options, "don't fragment" set, identification zero (RFC 6864: atomic).
 #[inline]
 pub fn emit(packet: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, total_length: u16, ttl: u8) {
@@ -133,6 +166,18 @@ pub fn emit(packet: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol
     write(packet, SOURCE, &source.octets());
     write(packet, DESTINATION, &destination.octets());
     let field = checksum::of(&packet[..HEADER_BYTES]);
+    write(packet, CHECKSUM, &field.to_be_bytes());
+}
+
+/// Type of service of what routers say (RFC 1812 section 4.3.2.5).
+pub const INTERNETWORK_CONTROL: u8 = 0xc0;
+
+/// Sets the type of service (today DSCP and ECN) and updates the header checksum.
+#[inline]
+pub fn set_type_of_service(packet: &mut [u8], new: u8) {
+    let old = read_u16(packet, 0);
+    packet[1] = new;
+    let field = Delta::default().word(old, read_u16(packet, 0)).apply(read_u16(packet, CHECKSUM));
     write(packet, CHECKSUM, &field.to_be_bytes());
 }
 
@@ -191,5 +236,26 @@ mod tests {
             assert_eq!(parse(&bytes).unwrap_err(), why, "byte {at} = {value:#x}");
         }
         assert_eq!(parse(&packet()[..19]).unwrap_err(), Malformed::TooShort);
+    }
+
+    #[test]
+    fn options_are_read_one_by_one_up_to_the_end_or_the_first_that_is_wrong() {
+        let with = |bytes: &[u8]| [&[0; HEADER_BYTES], bytes].concat();
+        let read = |bytes: &[u8]| options(&with(bytes)).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(read(&[1, 1, 7, 3, 4, 0x94, 4, 0, 0, 0, 7, 3]), [vec![7, 3, 4], vec![0x94, 4, 0, 0]]);
+        assert_eq!(read(&[]), [[0; 0]; 0]);
+        for wrong in [&[7, 0, 0, 0][..], &[7, 1, 0, 0], &[7, 5, 0, 0], &[1, 1, 1, 7]] {
+            assert!(read(wrong).is_empty(), "{wrong:?}");
+        }
+        assert!(has_source_route(&with(&[1, 131, 3, 4])) && !has_source_route(&with(&[7, 4, 131, 137])));
+    }
+
+    #[test]
+    fn setting_the_type_of_service_keeps_the_checksum_right() {
+        let mut packet = [0; HEADER_BYTES];
+        emit(&mut packet, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST, UDP, 20, 9);
+        set_type_of_service(&mut packet, INTERNETWORK_CONTROL);
+        assert_eq!(packet[1], 0xc0);
+        assert!(parse(&packet).is_ok());
     }
 }

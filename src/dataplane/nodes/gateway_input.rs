@@ -11,13 +11,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::{nat_in2out::error, prelude::*};
+use super::{fragment, nat_in2out::error, prelude::*};
 use crate::{
     dataplane::{gateway::Realm, packet::Packet},
     wire::{icmp, ip4, read_u32},
 };
 
-node!(GatewayInput, "gateway_input", [NatIn2out, IcmpError, IpOutput, Handoff], gateway_input);
+node!(GatewayInput, "gateway_input", [NatIn2out, IcmpError, Fragment, IpOutput, Handoff], gateway_input);
 
 fn gateway_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -74,15 +74,12 @@ fn route(context: &mut Context, frames: &mut Frames, slot: usize, header: &ip4::
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
     }
     let packet = &mut context.packets[slot];
-    if packet.ip_length() > usize::from(mtu) {
-        if !header.is_dont_fragment() {
-            return Verdict::Drop(Reason::TooBig);
-        }
+    if packet.ip_length() > usize::from(mtu) && header.is_dont_fragment() {
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
     packet.destination = header.destination;
     ip4::decrement_ttl(packet.ip(frames));
-    Verdict::Next(NodeId::IpOutput)
+    fragment::unless_too_big(packet, mtu, NodeId::IpOutput)
 }
 
 #[cfg(test)]

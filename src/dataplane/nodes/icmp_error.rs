@@ -1,7 +1,7 @@
 //! Tells a packet's sender by ICMP why it goes no further (RFC 792, RFC 1812 section 4.3.2).
 //!
 //! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
-//! Reads: l3, from_inside, slot, icmp_type, icmp_code, icmp_mtu. Writes: offset, length, l3, l4, kind, destination.
+//! Reads: l3, from_inside, slot, icmp_type, icmp_code, mtu. Writes: offset, length, l3, l4, kind, destination.
 //!
 //! Sent only within a budget a tick, and never about an ICMP error, a fragment's tail, or a packet from an
 //! address that is nobody's (RFC 1122 section 3.2.2).
@@ -48,11 +48,12 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let ip = packet.ip(frames);
     let length = ip.len() as u16;
     ip4::emit(ip, from, source, ip4::ICMP, length, 64);
+    ip4::set_type_of_service(ip, ip4::INTERNETWORK_CONTROL);
     let message = &mut ip[ip4::HEADER_BYTES..];
     message[..icmp::HEADER_BYTES].fill(0);
     message[icmp::TYPE] = packet.icmp_type;
     message[icmp::CODE] = packet.icmp_code;
-    write(message, icmp::NEXT_HOP_MTU, &packet.icmp_mtu.to_be_bytes());
+    write(message, icmp::NEXT_HOP_MTU, &packet.mtu.to_be_bytes());
     let field = checksum::of(message);
     write(message, icmp::CHECKSUM, &field.to_be_bytes());
     Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })

@@ -53,6 +53,9 @@ pub(super) fn check(packet: &mut Packet, frames: &mut Frames) -> Result<ip4::Hea
         ip4::Malformed::Length => Reason::BadLength,
         ip4::Malformed::Checksum => Reason::BadChecksum,
     })?;
+    if ip4::has_source_route(&packet.ip(frames)[..header.header_length]) {
+        return Err(Reason::SourceRoute);
+    }
     packet.length = packet.l3 - packet.offset + header.total_length as u16;
     packet.l4 = packet.l3 + header.header_length as u16;
     packet.protocol = header.protocol;
@@ -88,6 +91,23 @@ mod tests {
         bench.expect_drop(mangled(6, 0x20, true), "ip4_input.drop.fragment");
         bench.expect_drop(mangled(7, 1, true), "ip4_input.drop.fragment");
         bench.expect_drop(mangled(19, 77, true), "ip4_input.drop.not_ours");
+    }
+
+    #[test]
+    fn a_way_of_the_senders_choice_is_not_taken() {
+        let mut bench = Bench::new();
+        for option in [131, 137] {
+            let mut ip = udp_packet((UPSTREAM, 1), (US, DATA_PORT), b"payload");
+            // Behind a no-operation, and of a length that is no multiple of four.
+            ip.splice(20..20, [1, option, 7, 4, 192, 0, 2, 9]);
+            ip[0] = 0x47;
+            let length = ip.len() as u16;
+            write(&mut ip, ip4::TOTAL_LENGTH, &length.to_be_bytes());
+            write(&mut ip, ip4::CHECKSUM, &[0, 0]);
+            let field = checksum::of(&ip[..28]);
+            write(&mut ip, ip4::CHECKSUM, &field.to_be_bytes());
+            bench.expect_drop(frame(&ip), "ip4_input.drop.source_route");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub(super) mod entry_up;
 pub(super) mod ethernet_input;
 pub(super) mod exit_down;
 pub(super) mod exit_up;
+pub(super) mod fragment;
 pub(super) mod gateway_input;
 pub(super) mod handoff;
 pub(super) mod icmp_error;

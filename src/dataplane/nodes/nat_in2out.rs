@@ -14,7 +14,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{ip4_input, prelude::*};
+use super::{fragment, ip4_input, prelude::*};
 use crate::{
     dataplane::{
         command::PuntCause,
@@ -24,6 +24,7 @@ use crate::{
             connections::Origin,
             rewrite::{self as nat, BadQuote, Side},
         },
+        packet::Packet,
     },
     wire::{
         icmp, ip4,
@@ -32,7 +33,7 @@ use crate::{
     },
 };
 
-node!(NatIn2out, "nat_in2out", [IpOutput, NatOut2in, IcmpError, Punt], nat_in2out);
+node!(NatIn2out, "nat_in2out", [IpOutput, NatOut2in, IcmpError, Fragment, Punt], nat_in2out);
 
 /// Mail is not sent through a relay (the usual policy against spam).
 const SMTP: u16 = 25;
@@ -60,10 +61,9 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
     }
     if !is_hairpin && route.mtu != 0 && header.total_length > usize::from(route.mtu) {
-        if !header.is_dont_fragment() {
-            return Verdict::Drop(Reason::TooBig);
+        if header.is_dont_fragment() {
+            return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, route.mtu);
         }
-        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, route.mtu);
     }
 
     let transport = packet.transport(frames);
@@ -111,7 +111,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
     }
     context.account(index, Origin::Inside, remote, segment.as_ref(), header.total_length);
-    leave(&mut context.packets[slot], header.destination, is_hairpin)
+    leave(&mut context.packets[slot], header.destination, is_hairpin, route.mtu)
 }
 
 /// What a session was set up for; the gateway's hosts may send anything that the routes carry.
@@ -123,10 +123,13 @@ pub(super) fn terms(context: &Context, owner: Owner) -> FanInit {
     }
 }
 
-fn leave(packet: &mut crate::dataplane::packet::Packet, destination: Ipv4Addr, is_hairpin: bool) -> Verdict {
+fn leave(packet: &mut Packet, destination: Ipv4Addr, is_hairpin: bool, mtu: u16) -> Verdict {
     packet.destination = destination;
     packet.from_inside = false;
-    Verdict::Next(if is_hairpin { NodeId::NatOut2in } else { NodeId::IpOutput })
+    if is_hairpin {
+        return Verdict::Next(NodeId::NatOut2in);
+    }
+    fragment::unless_too_big(packet, mtu, NodeId::IpOutput)
 }
 
 /// The binding of a packet, `None` where a tunnel session has none yet.
@@ -175,7 +178,8 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
     let message = &mut ip[header_length..];
     nat::translate_quote(message, &quote, Side::Destination, binding.outside_address, binding.outside_port);
     let is_hairpin = context.is_ours(destination);
-    leave(&mut context.packets[slot], destination, is_hairpin)
+    let mtu = context.routes.lookup(destination).mtu;
+    leave(&mut context.packets[slot], destination, is_hairpin, mtu)
 }
 
 /// Has `icmp_error` tell the sender.
@@ -183,7 +187,7 @@ pub(super) fn error(context: &mut Context, slot: usize, kind: u8, code: u8, mtu:
     let packet = &mut context.packets[slot];
     packet.icmp_type = kind;
     packet.icmp_code = code;
-    packet.icmp_mtu = mtu;
+    packet.mtu = mtu;
     Verdict::Next(NodeId::IcmpError)
 }
 

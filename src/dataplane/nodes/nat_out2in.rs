@@ -11,6 +11,7 @@
 //! [`OutsideAddresses::owner_of`]: crate::dataplane::nat::OutsideAddresses::owner_of
 
 use super::{
+    fragment,
     nat_in2out::{error, largest_segment, reason_of, terms},
     prelude::*,
 };
@@ -23,7 +24,7 @@ use crate::{
     wire::{icmp, ip4, relay, tcp},
 };
 
-node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Handoff], nat_out2in);
+node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Fragment, Handoff], nat_out2in);
 
 fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -76,10 +77,9 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         None => context.routes.lookup(binding.inside_address).mtu,
     };
     if mtu != 0 && header.total_length > usize::from(mtu) {
-        if !header.is_dont_fragment() {
-            return Verdict::Drop(Reason::TooBig);
+        if header.is_dont_fragment() {
+            return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
         }
-        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
     let segment = if quote.is_none() && protocol == ip4::TCP { tcp::parse(&ip[header_length..]) } else { None };
@@ -104,11 +104,11 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         Some(session) => {
             packet.slot = session;
             packet.kind = relay::Kind::DataDown;
-            Verdict::Next(NodeId::ExitDown)
+            fragment::unless_too_big(packet, mtu, NodeId::ExitDown)
         }
         None => {
             packet.destination = binding.inside_address;
-            Verdict::Next(NodeId::IpOutput)
+            fragment::unless_too_big(packet, mtu, NodeId::IpOutput)
         }
     }
 }
