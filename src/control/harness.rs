@@ -35,6 +35,7 @@ const TICK_OF_CONTROL: Nanos = 10 * MILLISECOND;
 #[derive(Debug)]
 pub(crate) struct TableWorker {
     number: usize,
+    identity: Identity,
     outside: OutsideAddresses,
     pub(crate) published: Arc<Published>,
     /// By slot: generation, role, fan, up, down.
@@ -52,6 +53,7 @@ impl TableWorker {
     fn new(config: &ControlConfig, number: usize) -> Self {
         Self {
             number,
+            identity: config.identity,
             outside: config.nat.outside(config.identity.workers),
             published: Arc::new(Published::new(config.slots as usize, config.bindings as usize)),
             slots: BTreeMap::new(),
@@ -113,7 +115,11 @@ impl TableWorker {
             }
             Command::SetBinding { index, binding } => {
                 let outside = (binding.outside_address, binding.outside_port);
-                assert_eq!(self.outside.owner_of(binding.protocol, outside), Some(self.number));
+                let owner = self
+                    .outside
+                    .owner_of(outside)
+                    .unwrap_or_else(|| self.identity.owner_of_host(binding.inside_address));
+                assert_eq!(owner, self.number);
                 let is_same_port =
                     |held: &BindingInit| held.protocol == binding.protocol && held.outside_port == binding.outside_port;
                 assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
@@ -156,7 +162,7 @@ impl TableWorker {
 pub(crate) struct Node {
     pub(crate) control: Control,
     pub(crate) workers: Vec<TableWorker>,
-    config: ControlConfig,
+    pub(crate) config: ControlConfig,
     is_up: bool,
     /// While true the workers apply nothing, as if their threads did not run.
     pub(crate) is_stalled: bool,

@@ -109,7 +109,7 @@ impl Control {
             .enumerate()
             .map(|(n, stamps)| Tables::new(&config, n, stamps, &mut random, now))
             .collect();
-        Self {
+        let mut control = Self {
             random,
             workers,
             names: HashMap::new(),
@@ -127,7 +127,9 @@ impl Control {
             counters: Counters::default(),
             started: now,
             config,
-        }
+        };
+        control.write_mappings(now);
+        control
     }
 
     /// A request came in. It is answered by [`Effect::Respond`], at once or later, always once.

@@ -49,11 +49,15 @@ impl Control {
         now: Nanos,
     ) -> Result<(), Reason> {
         let held = self.may_bind(worker, key.owner, remote)?;
+        let is_draining = key.owner == Owner::INSIDE && self.is_draining();
         if self.workers[worker].by_key.contains_key(&key) {
             return Ok(());
         }
         if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {
             return Err(Reason::NotSyn);
+        }
+        if is_draining {
+            return Err(Reason::Draining);
         }
         if held >= self.config.bindings_a_session as usize {
             return Err(Reason::TableFull);
@@ -109,8 +113,8 @@ impl Control {
         let outside_port = ports.lease(&mut self.random, now).ok_or(Reason::PortsExhausted)?;
         let index = tables.bindings.take().ok_or(Reason::TableFull)?;
         let is_flow = matches!(mapping, Mapping::Flow(_));
-        let (due, is_free_pending, is_closing) = (0, false, false);
-        let held = NatBinding { key, outside_port, since: now, due, is_flow, is_free_pending, is_closing };
+        let (due, is_static, is_free_pending, is_closing) = (0, false, false, false);
+        let held = NatBinding { key, outside_port, since: now, due, is_flow, is_static, is_free_pending, is_closing };
         tables.put_binding(index, held);
         let binding = BindingInit {
             owner: key.owner,
@@ -135,10 +139,13 @@ impl Control {
             return;
         }
         let Some(binding) = tables.nat[index as usize].take() else { return };
-        let NatBinding { key, outside_port, .. } = binding;
-        tables.by_key.remove(&key);
+        let NatBinding { key, outside_port, is_static, .. } = binding;
+        // A static mapping may have taken over what this one had been found by.
+        if tables.by_key.get(&key) == Some(&index) {
+            tables.by_key.remove(&key);
+        }
         tables.bindings.give(index);
-        if let Some(ports) = tables.ports(key.protocol) {
+        if let Some(ports) = tables.ports(key.protocol).filter(|_| !is_static) {
             ports.give(outside_port, now);
         }
         if let Some(exit) = self.exit_of(worker, key.owner) {

@@ -62,8 +62,10 @@ pub(super) struct NatBinding {
     pub(super) since: Nanos,
     /// The tick at which it is looked at.
     pub(super) due: u32,
-    /// Part of a flow session: it does not age by itself.
+    /// Part of a flow session, or a static mapping: it does not age by itself.
     pub(super) is_flow: bool,
+    /// Its port is none of those that are leased.
+    pub(super) is_static: bool,
     /// A FreeBinding is on its way to the worker or its answer back. Never two.
     pub(super) is_free_pending: bool,
     /// Its session is gone.

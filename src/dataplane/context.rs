@@ -16,7 +16,7 @@ use super::{
     forwarding::Identity,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
-    nat::Bindings,
+    nat::{Bindings, Endpoint},
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
@@ -171,6 +171,17 @@ impl Context {
     #[inline]
     pub fn is_ours(&self, address: Ipv4Addr) -> bool {
         address == self.identity.address || self.bindings.outside().contains(address)
+    }
+
+    /// The worker that owns a port (or ICMP identifier) of an outside address; `None` where it is not NAT's. A forwarded
+    /// port is owned by the worker of its host, whatever its number.
+    #[inline]
+    pub fn owner_of(&self, protocol: u8, outside: Endpoint) -> Option<usize> {
+        let gateway = self.routes.forwarding().gateway.as_ref();
+        match gateway.and_then(|gateway| gateway.mapping_of(protocol, outside)) {
+            Some(mapping) => Some(self.identity.owner_of_host(mapping.inside.0)),
+            None => self.bindings.outside().owner_of(outside),
+        }
     }
 
     /// To the control core with it; it goes on at `resume_at` when that answers.

@@ -53,8 +53,18 @@ pub struct Gateway {
     pub addresses: Vec<OutsideAddress>,
     /// Destinations that see inside hosts as they are.
     pub exempt: Vec<Prefix>,
-    /// Forwarded ports.
+    /// Forwarded ports, in the order of [`StaticMapping::place`].
     pub mappings: Vec<StaticMapping>,
+    /// No new flows: those there are go on.
+    pub is_draining: bool,
+}
+
+impl StaticMapping {
+    /// What it is sorted and found by.
+    #[inline]
+    pub fn place(&self) -> (u8, Ipv4Addr, u16) {
+        (self.protocol, self.outside.0, self.outside.1)
+    }
 }
 
 impl Gateway {
@@ -67,6 +77,13 @@ impl Gateway {
     /// The node's address on an interface.
     pub fn router(&self, interface: u8) -> Option<Ipv4Addr> {
         self.routers.get(usize::from(interface)).copied().flatten()
+    }
+
+    /// The mapping of a forwarded port.
+    #[inline]
+    pub fn mapping_of(&self, protocol: u8, outside: (Ipv4Addr, u16)) -> Option<&StaticMapping> {
+        let key = (protocol, outside.0, outside.1);
+        self.mappings.binary_search_by_key(&key, StaticMapping::place).ok().map(|at| &self.mappings[at])
     }
 
     /// True for an address that servers know inside hosts by.

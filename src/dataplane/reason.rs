@@ -36,6 +36,7 @@ crate::telemetry::named::counters! {
     NotSyn "not_syn" "A TCP segment without SYN for which there is no binding."
     PortsExhausted "ports_exhausted" "No port of the pool is free for a new binding."
     TableFull "table_full" "No binding is free, or the session has as many as it may."
+    Draining "draining" "The gateway takes no new flows."
     TtlExpired "ttl_expired" "The time to live ran out; the sender was told by ICMP."
     TooBig "too_big" "Too big for the way ahead and must not be fragmented; the sender was told by ICMP."
     ErrorUnanswered "error_unanswered" "An ICMP error would have been due but is rate-limited or not allowed for this packet."

@@ -65,6 +65,12 @@ impl RouteCache {
         self.forwarding.gateway.as_ref().map_or(Realm::Neither, |gateway| gateway.realm(interface))
     }
 
+    /// True where the gateway takes no new flows.
+    #[inline]
+    pub fn is_draining(&self) -> bool {
+        self.forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_draining)
+    }
+
     /// Takes a new snapshot and gives the old one back.
     pub fn replace(&mut self, forwarding: Box<Forwarding>) -> Box<Forwarding> {
         self.epoch = self.epoch.wrapping_add(1);

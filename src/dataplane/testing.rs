@@ -277,6 +277,7 @@ impl Bench {
             addresses: vec![],
             exempt: vec![Prefix::new(PRIVATE, 8)],
             mappings: vec![],
+            is_draining: false,
         });
         self.tell(Command::SetForwarding(forwarding));
         while self.events.pop().is_ok() {}

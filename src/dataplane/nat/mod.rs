@@ -22,7 +22,7 @@ pub(super) mod rewrite;
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner};
 pub use bindings::Bindings;
 pub use class::{Class, Timers};
-pub use outside::{Forwarded, OutsideAddresses};
+pub use outside::OutsideAddresses;
 
 use super::{forwarding::Identity, gateway::OutsideAddress};
 
@@ -34,8 +34,6 @@ pub struct NatConfig {
     pub addresses: Vec<OutsideAddress>,
     /// Numbers of the addresses that hosts of the gateway get; none where the node is no gateway.
     pub gateway: Vec<u8>,
-    /// Forwarded ports.
-    pub forwarded: Vec<Forwarded>,
     /// Which packets from outside a binding lets in.
     pub filtering: Filtering,
     /// How long idle bindings are kept.
@@ -48,7 +46,6 @@ impl NatConfig {
         Self {
             addresses: vec![own],
             gateway: Vec::new(),
-            forwarded: Vec::new(),
             filtering: Filtering::EndpointIndependent,
             timers: Timers::default(),
         }
@@ -78,6 +75,6 @@ impl NatConfig {
 
     /// The pool, for a node of `workers` workers.
     pub fn outside(&self, workers: u8) -> OutsideAddresses {
-        OutsideAddresses::new(&self.addresses, &self.forwarded, workers)
+        OutsideAddresses::new(&self.addresses, workers)
     }
 }

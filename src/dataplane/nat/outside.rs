@@ -8,17 +8,6 @@ use crate::dataplane::gateway::OutsideAddress;
 /// Addresses at most: a binding keeps the number of its address in a byte.
 pub const ADDRESSES_MAX: usize = 256;
 
-/// A forwarded port, and the worker that owns the inside host it leads to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Forwarded {
-    /// The address and port that servers see.
-    pub outside: Endpoint,
-    /// TCP or UDP.
-    pub protocol: u8,
-    /// The worker of the inside host ([`Identity::owner_of_host`](crate::dataplane::forwarding::Identity::owner_of_host)).
-    pub worker: u8,
-}
-
 /// The pool. Each worker owns a part of each address's ports, all next to each other.
 #[derive(Clone, Debug)]
 pub struct OutsideAddresses {
@@ -26,8 +15,6 @@ pub struct OutsideAddresses {
     addresses: Box<[Place]>,
     /// Addresses and their numbers, sorted.
     sorted: Box<[(Ipv4Addr, u8)]>,
-    /// Sorted. These ports go to another worker than the others of their part.
-    forwarded: Box<[Forwarded]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +28,7 @@ struct Place {
 impl OutsideAddresses {
     /// A pool whose addresses are numbered in the order given, for a node of `workers` workers. Panics where an address
     /// is there twice or there are more than [`ADDRESSES_MAX`].
-    pub fn new(addresses: &[OutsideAddress], forwarded: &[Forwarded], workers: u8) -> Self {
+    pub fn new(addresses: &[OutsideAddress], workers: u8) -> Self {
         assert!(addresses.len() <= ADDRESSES_MAX, "a pool has at most {ADDRESSES_MAX} addresses");
         let mut sorted: Vec<(Ipv4Addr, u8)> =
             addresses.iter().map(|outside| outside.address).zip(0..=u8::MAX).collect();
@@ -52,13 +39,7 @@ impl OutsideAddresses {
             last: outside.last,
             share: (u32::from(outside.last - outside.first) + 1).div_ceil(u32::from(workers)),
         };
-        let mut forwarded = forwarded.to_vec();
-        forwarded.sort_unstable();
-        Self {
-            addresses: addresses.iter().map(place).collect(),
-            sorted: sorted.into_boxed_slice(),
-            forwarded: forwarded.into_boxed_slice(),
-        }
+        Self { addresses: addresses.iter().map(place).collect(), sorted: sorted.into_boxed_slice() }
     }
 
     /// The number of an address, `None` where it is not in the pool.
@@ -84,13 +65,8 @@ impl OutsideAddresses {
 
     /// The worker that owns a port (or ICMP identifier) of an address; `None` where it is not NAT's.
     #[inline]
-    pub fn owner_of(&self, protocol: u8, outside: Endpoint) -> Option<usize> {
+    pub fn owner_of(&self, outside: Endpoint) -> Option<usize> {
         let number = self.number_of(outside.0)?;
-        if !self.forwarded.is_empty()
-            && let Ok(at) = self.forwarded.binary_search_by_key(&(outside, protocol), |f| (f.outside, f.protocol))
-        {
-            return Some(usize::from(self.forwarded[at].worker));
-        }
         let place = self.addresses[usize::from(number)];
         (place.first..=place.last)
             .contains(&outside.1)
@@ -108,17 +84,11 @@ impl OutsideAddresses {
         }
         first as u16..=last as u16
     }
-
-    /// The forwarded ports.
-    pub fn forwarded(&self) -> &[Forwarded] {
-        &self.forwarded
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ip4::{TCP, UDP};
 
     const A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
     const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
@@ -130,34 +100,25 @@ mod tests {
     #[test]
     fn addresses_keep_the_number_of_their_place_and_need_not_be_neighbours() {
         let c = Ipv4Addr::new(198, 51, 100, 1);
-        let pool = OutsideAddresses::new(&[A, B, c].map(|address| outside(address, 1, 65_535)), &[], 1);
+        let pool = OutsideAddresses::new(&[A, B, c].map(|address| outside(address, 1, 65_535)), 1);
         assert_eq!([A, B, c].map(|address| pool.number_of(address)), [Some(0), Some(1), Some(2)]);
         assert!(!pool.contains(Ipv4Addr::new(192, 0, 2, 8)));
-        let one = OutsideAddresses::new(&[outside(A, 0, 65_535)], &[], 1);
+        let one = OutsideAddresses::new(&[outside(A, 0, 65_535)], 1);
         assert_eq!((one.number_of(A), one.number_of(B)), (Some(0), None));
-        assert_eq!((one.owner_of(UDP, (A, 0)), one.owner_of(UDP, (A, 65_535))), (Some(0), Some(0)));
+        assert_eq!((one.owner_of((A, 0)), one.owner_of((A, 65_535))), (Some(0), Some(0)));
     }
 
     #[test]
     fn every_port_of_the_range_has_one_owner_and_no_other_port_has() {
         for (first, last, workers) in [(40_001, 40_200, 3), (1, 65_535, 4), (65_534, 65_535, 4), (7, 7, 1)] {
-            let pool = OutsideAddresses::new(&[outside(B, 1, 2), outside(A, first, last)], &[], workers);
+            let pool = OutsideAddresses::new(&[outside(B, 1, 2), outside(A, first, last)], workers);
             for port in 0..=u16::MAX {
                 let owners: Vec<usize> =
                     (0..usize::from(workers)).filter(|worker| pool.ports_of(1, *worker).contains(&port)).collect();
-                let expected: Vec<usize> = pool.owner_of(UDP, (A, port)).into_iter().collect();
+                let expected: Vec<usize> = pool.owner_of((A, port)).into_iter().collect();
                 assert_eq!(owners, expected, "port {port} of {first}-{last} among {workers}");
                 assert_eq!(owners.len(), usize::from((first..=last).contains(&port)));
             }
         }
-    }
-
-    #[test]
-    fn a_forwarded_port_belongs_to_the_worker_of_its_host() {
-        let forwarded = Forwarded { outside: (A, 80), protocol: TCP, worker: 2 };
-        let pool = OutsideAddresses::new(&[outside(A, 1000, 1999)], &[forwarded], 4);
-        assert_eq!(pool.owner_of(TCP, (A, 80)), Some(2));
-        assert_eq!(pool.owner_of(UDP, (A, 80)), None);
-        assert_eq!(pool.owner_of(TCP, (A, 1000)), Some(0));
     }
 }

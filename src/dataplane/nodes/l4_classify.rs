@@ -51,8 +51,7 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         },
         _ => return Verdict::Drop(Reason::UnknownProtocol),
     };
-    let outside = context.bindings.outside();
-    match port.and_then(|port| outside.owner_of(packet.protocol, (destination, port))) {
+    match port.and_then(|port| context.owner_of(packet.protocol, (destination, port))) {
         Some(_) => Verdict::Next(NodeId::NatOut2in),
         None => Verdict::Drop(Reason::NotOurPort),
     }

@@ -86,7 +86,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if owner != Owner::INSIDE && header.protocol == ip4::TCP && destination == SMTP {
         return Verdict::Drop(Reason::Denied);
     }
-    if is_hairpin && context.bindings.outside().owner_of(header.protocol, remote).is_none() {
+    if is_hairpin && context.owner_of(header.protocol, remote).is_none() {
         return Verdict::Drop(Reason::Denied);
     }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     dataplane::nat::{
-        Endpoint,
+        Endpoint, Owner,
         connections::Origin,
         rewrite::{self as nat, Quote, Side},
     },
@@ -57,7 +57,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     };
     let Some(address) = context.bindings.outside().number_of(outside.0) else { return Verdict::Drop(Reason::NotOurs) };
     let port = outside.1;
-    match context.bindings.outside().owner_of(protocol, outside) {
+    match context.owner_of(protocol, outside) {
         None => return Verdict::Drop(Reason::NotOurPort),
         Some(owner) if owner != context.index => return context.hand_off(slot, owner, NodeId::NatOut2in),
         Some(_) => {}
@@ -83,6 +83,10 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
 
     let segment = if quote.is_none() && protocol == ip4::TCP { tcp::parse(&ip[header_length..]) } else { None };
+    let is_new = segment.as_ref().is_some_and(|segment| segment.flags & (tcp::SYN | tcp::ACK) == tcp::SYN);
+    if is_new && binding.owner == Owner::INSIDE && context.routes.is_draining() {
+        return Verdict::Drop(Reason::Draining);
+    }
     let inside = binding.inside();
     let ip = packet.ip(frames);
     ip4::decrement_ttl(ip);
@@ -123,12 +127,7 @@ fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{
-        conntrack::NO_BINDING,
-        handoff::mesh,
-        nat::{NatConfig, Owner},
-        testing::*,
-    };
+    use crate::dataplane::{conntrack::NO_BINDING, handoff::mesh, nat::NatConfig, testing::*};
 
     fn tunnel(protocol: u8) -> Bench {
         let mut bench = Bench::new();

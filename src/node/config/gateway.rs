@@ -81,12 +81,15 @@ impl GatewayConfig {
             () if self.outside.contains(name) => Realm::Outside,
             () => Realm::Neither,
         };
+        let mut mappings = self.mappings.clone();
+        mappings.sort_unstable_by_key(StaticMapping::place);
         Gateway {
             realms: interfaces.iter().map(realm_of).collect(),
             routers: Vec::new(),
             addresses: self.addresses.clone(),
             exempt: self.exempt.clone(),
-            mappings: self.mappings.clone(),
+            mappings,
+            is_draining: false,
         }
     }
 }
@@ -160,8 +163,14 @@ fn read_mappings(
                 format!("{}:{} {why}", outside.0, outside.1),
             ))
         };
-        if !addresses.iter().any(|known| known.address == outside.0) {
+        let Some(known) = addresses.iter().find(|known| known.address == outside.0) else {
             return refuse("is not allowed: its address is none of the gateway's".to_owned());
+        };
+        if (known.first..=known.last).contains(&outside.1) {
+            let range = PortRange { first: known.first, last: known.last };
+            return refuse(format!(
+                "is not allowed: the ports {range} of this address are given out as they are needed"
+            ));
         }
         if mappings.iter().any(|known| (known.protocol, known.outside) == (protocol, outside)) {
             return refuse("is given twice".to_owned());
@@ -267,6 +276,12 @@ outside = ["OUT"]
                 "192.0.2.1:80",
                 "192.0.2.9:80",
                 "10: gateway.mapping.outside: 192.0.2.9:80 is not allowed: its address is none of the gateway's",
+            ),
+            (
+                "192.0.2.1:80",
+                "192.0.2.1:40001",
+                "10: gateway.mapping.outside: 192.0.2.1:40001 is not allowed: the ports 40001-49999 of this address are \
+                 given out as they are needed",
             ),
             (
                 "10.0.0.2:8080",
