@@ -281,6 +281,12 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
         packet
     };
     let too_big = packets::udp(INSIDE, SERVER, &[0; 1480]);
+    let to_be_cut = {
+        let mut packet = packets::udp(SERVER, outside(0), &[0; 1450]);
+        write(&mut packet, ip4::FRAGMENT, &[0, 0]);
+        repair(&mut packet);
+        packet
+    };
     let sent_to_server = packets::udp(outside(0), SERVER, b"hello");
     let from_server = packets::udp(SERVER, outside(0), b"answer");
     let probe = [0; relay::PROBE_BYTES];
@@ -314,6 +320,7 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
         packets::unreachable(*SERVER.ip(), 3, &sent_to_server),
         packets::echo(icmp::ECHO_REPLY, *SERVER.ip(), *NODE.ip(), nat_port(worker, 2), b"x"),
         packets::udp(SERVER, outside(0), &[0; 1450]),
+        to_be_cut,
         from_server,
         packets::udp(HOST, SERVER, b"first of many"),
         packets::tcp(HOST, SERVER, tcp::SYN),
