@@ -7,6 +7,7 @@ mod cert;
 mod client;
 mod doctor;
 mod log;
+mod operate;
 mod show;
 mod token;
 
@@ -38,7 +39,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run a node: entry, relay or exit (needs root)
+    /// Run a node: entry, relay, exit or gateway (needs root)
     Node {
         /// Its TOML file
         #[arg(long, value_name = "FILE")]
@@ -60,6 +61,12 @@ enum Command {
     Token(token::Command),
     /// Show what a running node, control centre or client does
     Show(show::Arguments),
+    /// Have a running gateway read static mappings and exempt networks anew; flows that there are go on
+    ///
+    /// The same as SIGHUP. What cannot change while the node runs is refused, and then nothing is changed.
+    Reload(operate::Reload),
+    /// Have a running gateway take no new flows, and say how many are left
+    Drain(operate::Drain),
     /// Check whether this machine can run a node, and say what to do where it cannot
     Doctor(doctor::Arguments),
     /// Print the version
@@ -108,6 +115,8 @@ pub fn main() -> ExitCode {
         Command::Cert(command) => cert::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Show(arguments) => show::run(&arguments),
+        Command::Reload(arguments) => operate::reload(&arguments),
+        Command::Drain(arguments) => operate::drain(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version => print(concat!("starnet ", env!("CARGO_PKG_VERSION"), "\n")),
     })

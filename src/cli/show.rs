@@ -30,10 +30,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let topic = arguments.topic;
-    let socket = match &arguments.socket {
-        Some(socket) => socket.clone(),
-        None => only_socket(Path::new(RUN_DIRECTORY))?,
-    };
+    let socket = socket_of(arguments.socket.as_deref())?;
     let answer: Value = operator::ask(&socket, topic.name()).map_err(Failure::runtime)?;
     let answer = if arguments.all { answer } else { show::without_zeroes(topic, answer) };
     if arguments.json {
@@ -41,6 +38,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return print(&format!("{text}\n"));
     }
     print(&show::columns(topic, answer).map_err(Failure::Runtime)?)
+}
+
+/// The socket to ask: the one named, or the only one there is.
+pub(super) fn socket_of(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    match named {
+        Some(socket) => Ok(socket.to_owned()),
+        None => only_socket(Path::new(RUN_DIRECTORY)),
+    }
 }
 
 /// The socket to ask where none was named.

@@ -54,6 +54,8 @@ pub const DENY_DEFAULT: [Prefix; 15] = [
 /// What a node is told by its file.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
+    /// Where it was read from.
+    pub file: PathBuf,
     /// Its name, a DNS label.
     pub name: NodeName,
     /// The address that peers and clients send to and servers see.
@@ -83,7 +85,7 @@ pub struct NodeConfig {
 }
 
 /// What a node needs to be an entry, relay or exit.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OverlayConfig {
     /// Where it answers control messages.
     pub control: SocketAddrV4,
@@ -145,7 +147,7 @@ pub enum IdlePolicy {
 }
 
 /// Files of a TLS identity, PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TlsFiles {
     /// Certificate of the authority that signed all others.
     pub ca: PathBuf,
@@ -263,6 +265,7 @@ impl NodeConfig {
             None => Path::new(super::RUN_DIRECTORY).join(format!("{name}.sock")),
         };
         Ok(Self {
+            file: file.path().to_owned(),
             name,
             address,
             interfaces: read_interfaces(file, &node, gateway.as_ref())?,
@@ -280,6 +283,50 @@ impl NodeConfig {
             },
             allow: read_prefixes(file, "exit.allow", &exit.allow)?,
         })
+    }
+}
+
+impl NodeConfig {
+    /// What is another value in `new` and cannot change while the node runs.
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        // Field by field, so that a new one is not forgotten here.
+        let Self {
+            file: _,
+            name,
+            address,
+            interfaces,
+            ports,
+            overlay,
+            gateway,
+            workers,
+            idle,
+            pin,
+            socket,
+            limits,
+            deny,
+            allow,
+        } = self;
+        let mut differences = Vec::new();
+        let mut compare = |field, is_same: bool| differences.extend((!is_same).then_some(field));
+        compare("node.name", *name == new.name);
+        compare("node.address", *address == new.address);
+        compare("node.interfaces", *interfaces == new.interfaces);
+        compare("node.ports", *ports == new.ports);
+        compare("what belongs to the overlay", *overlay == new.overlay);
+        compare("node.workers", *workers == new.workers);
+        compare("node.idle", *idle == new.idle);
+        compare("node.pin", *pin == new.pin);
+        compare("node.socket", *socket == new.socket);
+        compare("limits", *limits == new.limits);
+        compare("exit", (deny, allow) == (&new.deny, &new.allow));
+        if let (Some(gateway), Some(new)) = (gateway, &new.gateway) {
+            let GatewayConfig { inside, outside, addresses, exempt: _, mappings: _ } = gateway;
+            compare("gateway.inside", *inside == new.inside);
+            compare("gateway.outside", *outside == new.outside);
+            compare("gateway.addresses or gateway.ports", *addresses == new.addresses);
+        }
+        compare("[gateway]", gateway.is_some() == new.gateway.is_some());
+        differences
     }
 }
 

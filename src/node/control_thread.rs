@@ -27,7 +27,7 @@ use crate::{
     control::{CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary},
     dataplane::{
         command::{Command, Event},
-        gateway::Transit,
+        gateway::{Gateway, Transit},
     },
     rpc::{
         messages::{Neighbours, NodeName, Report, Request, Response},
@@ -62,6 +62,10 @@ pub(super) enum Input {
     Summary(oneshot::Sender<Summary>),
     /// The operator wants to see something else.
     Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
+    /// The gateway's file was read anew; answered by the number of bindings its hosts have.
+    Gateway { gateway: Gateway, answer: oneshot::Sender<u64> },
+    /// Take no new flows, or take them again; answered in the same way.
+    Drain { is_draining: bool, answer: oneshot::Sender<u64> },
     /// The node ends.
     Stop,
 }
@@ -215,6 +219,14 @@ impl ControlThread {
             }
             Input::Show { topic, answer } => {
                 let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic, now));
+            }
+            Input::Gateway { gateway, answer } => {
+                self.control.set_gateway(gateway, now);
+                let _ = answer.send(self.control.gateway_bindings());
+            }
+            Input::Drain { is_draining, answer } => {
+                self.control.set_draining(is_draining);
+                let _ = answer.send(self.control.gateway_bindings());
             }
             Input::Stop => {}
         }

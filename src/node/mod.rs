@@ -9,6 +9,7 @@ mod control_thread;
 pub mod cores;
 pub mod kernel;
 mod network_thread;
+mod operation;
 pub mod port_claim;
 pub mod process;
 mod views;

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     config::{NodeConfig, OverlayConfig},
     control_thread::{Call, ControlSender, Input},
+    operation::Order,
     views::Facts,
 };
 use crate::{
@@ -226,6 +227,9 @@ async fn report(control: &ControlSender) -> Option<Request> {
 
 /// Answers an operator.
 async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Result<Value, String> {
+    if let Some(order) = Order::from_name(&topic) {
+        return order.carry_out(&control, &facts).await;
+    }
     let topic = Topic::from_name(&topic).ok_or_else(|| format!("'{topic}' is not something that a node shows"))?;
     if let Some(answer) = facts.show(topic) {
         return answer;

@@ -20,6 +20,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use nix::sys::signal::{SigSet, Signal};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::oneshot;
 
@@ -31,6 +32,7 @@ use super::{
     cores,
     kernel::{self, KernelError, KernelMirror},
     network_thread::{Network, NetworkError},
+    operation::Order,
     port_claim::{ClaimError, PortClaim},
     views::Facts,
     worker_thread::{Doorbell, WorkerThread},
@@ -114,8 +116,13 @@ enum End {
     Interface(String),
 }
 
-/// Runs the node that the file at `path` describes until a signal (SIGINT, SIGTERM, SIGHUP) ends it.
+/// Runs the node that the file at `path` describes until a signal (SIGINT, SIGTERM) ends it. On SIGHUP it reads
+/// `[gateway]` anew.
 pub fn run(path: &Path) -> Result<(), NodeError> {
+    // Before there are other threads: none of them may take it.
+    let mut hangup = SigSet::empty();
+    hangup.add(Signal::SIGHUP);
+    hangup.thread_block().map_err(|error| NodeError::Thread(error.into()))?;
     let config = NodeConfig::load(path)?;
     let (end, ended) = mpsc::channel();
     let signal = end.clone();
@@ -162,7 +169,8 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
 
     let name = config.name.clone();
     let take = take_by(&mut attached);
-    let node = Threads::start(config, interfaces, &attached, drivers, kernel, take, network, (control, inputs), &end)?;
+    let node =
+        Threads::start(config, interfaces, &attached, drivers, kernel, take, network, (control, inputs), hangup, &end)?;
     tracing::info!(node = name, "running");
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
@@ -182,6 +190,20 @@ fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeEr
         Some((field, address)) => Err(NodeError::NotLocal { field, address }),
         None => Ok(()),
     }
+}
+
+/// Reads `[gateway]` anew each time the signal comes. The thread ends with the process.
+fn reload_on(hangup: SigSet, control: ControlSender, facts: Arc<Facts>) -> Result<(), NodeError> {
+    let body = move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+        while hangup.wait().is_ok() {
+            match runtime.block_on(Order::Reload.carry_out(&control, &facts)) {
+                Ok(done) => tracing::info!("reloaded on SIGHUP: {done}"),
+                Err(error) => tracing::error!("SIGHUP: {error}"),
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(body).map(drop).map_err(NodeError::Thread)
 }
 
 /// Changes which transit packets the XDP programs take.
@@ -221,6 +243,7 @@ impl Threads {
         take: Box<dyn FnMut(&Transit) + Send>,
         network: Network,
         (control, inputs): (ControlSender, mpsc::Receiver<Input>),
+        hangup: SigSet,
         end: &mpsc::Sender<End>,
     ) -> Result<Self, NodeError> {
         let clock = NodeClock::start();
@@ -327,6 +350,7 @@ impl Threads {
                 thread.run();
             })?);
         }
+        reload_on(hangup, control.clone(), Arc::clone(&facts))?;
         let (stop_network, stopped) = oneshot::channel();
         let to_control = control.clone();
         let network_thread =

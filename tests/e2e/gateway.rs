@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use crate::support::{Testbed, WWW, echo_tcp, eventually, noise, text};
+use crate::support::{STARNET, Testbed, WWW, echo_tcp, eventually, noise, text};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const ALICE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -192,4 +192,68 @@ fn the_gateway_itself_stays_reachable_and_nobody_inside_pretends() {
     pretender.send_to(b"I am bob", (WWW, 7000)).unwrap();
     let spoofed = || testbed.drops("gateway", "gateway_input.drop.spoofed");
     eventually("the packet to be dropped", || (spoofed() == 1).then_some(()));
+}
+
+#[test]
+fn forwarded_ports_reach_their_hosts_and_follow_the_file() {
+    let testbed = Testbed::up("forwarded", "gateway");
+    testbed.tcp_echo("alice", (ALICE, 8080));
+    // From outside, from inside by the outside address, and from the host itself.
+    for host in ["www", "bob", "alice"] {
+        let stream = testbed.connect(host, (GATEWAY, 80)).unwrap();
+        echo_tcp(&stream, &noise(3, 100_000));
+    }
+    let bob = testbed.udp("bob", (BOB, 5353));
+    let dns = testbed.udp("dns", (DNS, 9000));
+    let ask_and_answer = |port| {
+        dns.send_to(b"question", (GATEWAY, port)).unwrap();
+        let (said, from) = receive(&bob);
+        assert_eq!((said.as_str(), from), ("question", SocketAddrV4::new(DNS, 9000).into()));
+        bob.send_to(b"answer", from).unwrap();
+        assert_eq!(receive(&dns), ("answer".to_owned(), SocketAddrV4::new(GATEWAY, port).into()));
+    };
+    ask_and_answer(53);
+
+    // A flow that there is, before the file changes.
+    testbed.tcp_echo("www", (WWW, 7001));
+    let old = testbed.connect("alice", (WWW, 7001)).unwrap();
+    let file = testbed.directory().join("config/gateway.toml");
+    let text_of = || std::fs::read_to_string(&file).unwrap();
+    let socket = testbed.directory().join("run/gateway.sock");
+    let order = |words: &[&str]| {
+        let command = [&[STARNET], words, &["--socket", socket.to_str().unwrap()]].concat();
+        let output = testbed.run("gateway", &command);
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    std::fs::write(&file, text_of().replace("198.18.1.1:80\"", "198.18.1.1:8000\"")).unwrap();
+    let (is_done, said) = order(&["reload"]);
+    assert!(is_done && said.starts_with("reloaded: 2 static mappings"), "{said}");
+    echo_tcp(&testbed.connect("www", (GATEWAY, 8000)).unwrap(), b"the new port");
+    assert!(testbed.connect("www", (GATEWAY, 80)).is_err(), "the old port is the kernel's, where nobody listens");
+    ask_and_answer(53);
+
+    // SIGHUP is the same.
+    std::fs::write(&file, text_of().replace("198.18.1.1:8000\"", "198.18.1.1:8001\"")).unwrap();
+    testbed.signal("gateway", nix::sys::signal::Signal::SIGHUP);
+    eventually("the new port", || testbed.connect("www", (GATEWAY, 8001)).ok());
+
+    // What cannot change while it runs, and what is wrong, changes nothing.
+    let good = text_of();
+    for (change, complaint) in
+        [(("workers = 2", "workers = 1"), "node.workers changed"), (("inside =", "insight ="), "insight")]
+    {
+        std::fs::write(&file, good.replace(change.0, change.1)).unwrap();
+        let (is_done, said) = order(&["reload"]);
+        assert!(!is_done && said.contains(complaint), "{said}");
+    }
+    echo_tcp(&testbed.connect("www", (GATEWAY, 8001)).unwrap(), b"still there");
+
+    let (is_done, said) = order(&["drain"]);
+    assert!(is_done && said.starts_with("draining: "), "{said}");
+    let late = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 0));
+    late.send_to(b"too late", (WWW, 7000)).unwrap();
+    eventually("the new flow to be refused", || (testbed.drops("gateway", "draining") > 0).then_some(()));
+    echo_tcp(&old, b"a flow from before all this");
+    assert!(order(&["drain", "--off"]).0);
+    echo_tcp(&testbed.connect("bob", (WWW, 7001)).unwrap(), b"and new ones again");
 }

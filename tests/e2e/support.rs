@@ -130,6 +130,13 @@ impl Testbed {
         Ok(stream)
     }
 
+    /// Sends a signal to a host's starnet.
+    pub(crate) fn signal(&self, host: &str, signal: nix::sys::signal::Signal) {
+        let status: Value = serde_json::from_str(&self.netns(&["status", "--json"])).unwrap();
+        let pid = status["hosts"][host]["pid"].as_i64().unwrap_or_else(|| panic!("{host} runs no starnet"));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
     /// What `starnet show VIEW --json` says of a host.
     pub(crate) fn show(&self, host: &str, view: &str) -> Value {
         let said = self.netns(&["show", host, view, "--json"]);

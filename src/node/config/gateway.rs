@@ -305,6 +305,15 @@ outside = ["OUT"]
     }
 
     #[test]
+    fn what_can_change_while_the_node_runs_is_told_from_what_cannot() {
+        let old = read("").unwrap();
+        let exempt = read("exempt = [\"10.0.0.0/8\"]\n").unwrap();
+        assert_eq!(old.fixed_differences(&exempt), [""; 0]);
+        let more = read("addresses = [\"192.0.2.1\", \"192.0.2.7\"]\n[limits]\nbindings = 9\n").unwrap();
+        assert_eq!(old.fixed_differences(&more), ["limits", "gateway.addresses or gateway.ports"]);
+    }
+
+    #[test]
     fn an_interface_is_on_one_side() {
         let error = read_text(&GOOD.replace("OUT", "lo")).unwrap_err();
         assert_eq!(error, "node.toml:7: gateway.outside: 'lo' is in gateway.inside, too: an interface is on one side");
