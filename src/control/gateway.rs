@@ -161,7 +161,7 @@ impl Control {
         }
         let held = NatBinding {
             key,
-            outside_port: mapping.outside.1,
+            lease: None,
             since: now,
             due: 0,
             is_flow: true,

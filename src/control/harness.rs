@@ -578,7 +578,7 @@ fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
         fans: 256,
         bindings: 256,
         bindings_a_session: 64,
-        nat: NatConfig::of(&identity),
+        nat: NatConfig { gateway: vec![0], ..NatConfig::of(&identity) },
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
         deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
         allow: Vec::new(),

@@ -18,6 +18,7 @@ mod exit;
 mod gateway;
 #[cfg(test)]
 pub(crate) mod harness;
+mod hosts;
 pub mod interface;
 mod nat;
 mod nat_ageing;

@@ -5,6 +5,7 @@
 
 use super::{
     Control,
+    hosts::Lease,
     sessions::{Part, Session, State},
     tables::NatBinding,
 };
@@ -59,7 +60,7 @@ impl Control {
         if is_draining {
             return Err(Reason::Draining);
         }
-        if held >= self.config.bindings_a_session as usize {
+        if key.owner != Owner::INSIDE && held >= self.config.bindings_a_session as usize {
             return Err(Reason::TableFull);
         }
         let mapping = key.remote.map_or(Mapping::EndpointIndependent, Mapping::EndpointDependent);
@@ -100,8 +101,6 @@ impl Control {
 
     /// Takes a place and a port, and writes the binding to the worker. All or nothing.
     pub(super) fn bind(&mut self, worker: usize, key: BindingKey, mapping: Mapping, now: Nanos) -> Result<u32, Reason> {
-        let outside_address = self.config.nat.addresses[0].address;
-        let filtering = self.config.nat.filtering;
         let tables = &mut self.workers[worker];
         if tables.is_busy() {
             return Err(Reason::Refused);
@@ -109,22 +108,35 @@ impl Control {
         if tables.bindings.is_exhausted() {
             return Err(Reason::TableFull);
         }
-        let ports = tables.ports(key.protocol).ok_or(Reason::UnknownProtocol)?;
-        let outside_port = ports.lease(&mut self.random, now).ok_or(Reason::PortsExhausted)?;
-        let index = tables.bindings.take().ok_or(Reason::TableFull)?;
+        let (nat, protocol) = (&self.config.nat, key.protocol);
+        let is_good = key.remote.map(|remote| {
+            let shared = &tables.shared;
+            move |lease: Lease| !shared.contains(&(protocol, lease, remote))
+        });
+        let is_good = is_good.as_ref().map(|is_good| is_good as &dyn Fn(Lease) -> bool);
+        let lease = tables.hosts.lease(nat, &key, is_good, &mut self.random, now)?;
+        let Some(index) = tables.bindings.take() else {
+            tables.hosts.give(&key, lease, now);
+            return Err(Reason::TableFull);
+        };
+        if let Some(remote) = key.remote {
+            tables.shared.insert((protocol, lease, remote));
+        }
         let is_flow = matches!(mapping, Mapping::Flow(_));
-        let (due, is_static, is_free_pending, is_closing) = (0, false, false, false);
-        let held = NatBinding { key, outside_port, since: now, due, is_flow, is_static, is_free_pending, is_closing };
+        let (held_lease, due) = (Some(lease), 0);
+        let (is_static, is_free_pending, is_closing) = (false, false, false);
+        let held =
+            NatBinding { key, lease: held_lease, since: now, due, is_flow, is_static, is_free_pending, is_closing };
         tables.put_binding(index, held);
         let binding = BindingInit {
             owner: key.owner,
-            protocol: key.protocol,
+            protocol,
             inside_address: key.address,
             inside_port: key.port,
-            outside_address,
-            outside_port,
+            outside_address: nat.addresses[usize::from(lease.address)].address,
+            outside_port: lease.port,
             mapping,
-            filtering,
+            filtering: nat.filtering,
         };
         self.counters.bindings_made += 1;
         self.command(worker, Command::SetBinding { index, binding });
@@ -139,14 +151,17 @@ impl Control {
             return;
         }
         let Some(binding) = tables.nat[index as usize].take() else { return };
-        let NatBinding { key, outside_port, is_static, .. } = binding;
+        let NatBinding { key, lease, .. } = binding;
         // A static mapping may have taken over what this one had been found by.
         if tables.by_key.get(&key) == Some(&index) {
             tables.by_key.remove(&key);
         }
         tables.bindings.give(index);
-        if let Some(ports) = tables.ports(key.protocol).filter(|_| !is_static) {
-            ports.give(outside_port, now);
+        if let Some(lease) = lease {
+            tables.hosts.give(&key, lease, now);
+            if let Some(remote) = key.remote {
+                tables.shared.remove(&(key.protocol, lease, remote));
+            }
         }
         if let Some(exit) = self.exit_of(worker, key.owner) {
             exit.bindings.remove(&index);

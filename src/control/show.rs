@@ -256,8 +256,11 @@ impl Control {
 
 fn worker_summary(tables: &Tables) -> WorkerSummary {
     let pool = |pool: &super::pools::Pool| Use { used: pool.used(), capacity: pool.capacity() };
-    let [icmp_ids, tcp_ports, udp_ports] =
-        tables.all_ports().map(|ports| Use { used: ports.leased(), capacity: ports.capacity() });
+    let ports = |row| {
+        let (used, capacity) = tables.hosts.used(row);
+        Use { used, capacity }
+    };
+    let [icmp_ids, tcp_ports, udp_ports] = [ports(0), ports(1), ports(2)];
     WorkerSummary {
         slots: pool(&tables.slots),
         fans: pool(&tables.fans),

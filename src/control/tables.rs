@@ -1,14 +1,14 @@
 //! What the control core keeps of each worker: who has which place, and the commands on their way to it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
 use super::{
+    hosts::{Hosts, Lease},
     interface::ControlConfig,
     pools::{Generations, Pool},
-    ports::Ports,
     random::Random,
     sessions::Session,
     ticks,
@@ -16,10 +16,13 @@ use super::{
 };
 use crate::{
     Nanos,
-    dataplane::{command::Command, nat::BindingKey, published::Published},
+    dataplane::{
+        command::Command,
+        nat::{BindingKey, Endpoint},
+        published::Published,
+    },
     limits::COMMAND_RING,
     telemetry::histogram::Histograms,
-    wire::ip4,
 };
 
 /// Commands that may wait for room in a worker's ring before new work for it is refused.
@@ -37,9 +40,9 @@ pub(super) struct Tables {
     /// By binding.
     pub(super) nat: Vec<Option<NatBinding>>,
     pub(super) by_key: HashMap<BindingKey, u32>,
-    icmp_ids: Ports,
-    tcp_ports: Ports,
-    udp_ports: Ports,
+    /// Endpoint-dependent bindings: which remote endpoints share an outside port.
+    pub(super) shared: HashSet<(u8, Lease, Endpoint)>,
+    pub(super) hosts: Hosts,
     pub(super) published: Arc<Published>,
     pub(super) backlog: VecDeque<Command>,
     /// Free places of the worker's ring.
@@ -58,7 +61,8 @@ pub(super) struct Tables {
 #[derive(Debug)]
 pub(super) struct NatBinding {
     pub(super) key: BindingKey,
-    pub(super) outside_port: u16,
+    /// Its port; `None`: it is static.
+    pub(super) lease: Option<Lease>,
     pub(super) since: Nanos,
     /// The tick at which it is looked at.
     pub(super) due: u32,
@@ -90,9 +94,8 @@ impl Tables {
             bindings: Pool::new(config.bindings),
             nat: Vec::new(),
             by_key: HashMap::new(),
-            icmp_ids: Ports::new(outside.ports_of(0, worker)),
-            tcp_ports: Ports::new(outside.ports_of(0, worker)),
-            udp_ports: Ports::new(outside.ports_of(0, worker)),
+            shared: HashSet::new(),
+            hosts: Hosts::new(&config.nat, &outside, worker),
             published,
             backlog: VecDeque::new(),
             room: usize::MAX,
@@ -106,21 +109,6 @@ impl Tables {
     /// True where the worker does not keep up with its commands.
     pub(super) fn is_busy(&self) -> bool {
         self.backlog.len() > BACKLOG_MAX
-    }
-
-    /// The ports or identifiers of a protocol that NAT knows.
-    pub(super) fn ports(&mut self, protocol: u8) -> Option<&mut Ports> {
-        match protocol {
-            ip4::ICMP => Some(&mut self.icmp_ids),
-            ip4::TCP => Some(&mut self.tcp_ports),
-            ip4::UDP => Some(&mut self.udp_ports),
-            _ => None,
-        }
-    }
-
-    /// ICMP identifiers, TCP ports, UDP ports.
-    pub(super) fn all_ports(&self) -> [&Ports; 3] {
-        [&self.icmp_ids, &self.tcp_ports, &self.udp_ports]
     }
 
     /// The session in a slot.

@@ -49,6 +49,8 @@ pub struct Context {
     pub fans: Box<[Fan]>,
     /// NAT bindings.
     pub bindings: Bindings,
+    /// Bindings of tunnels and of the gateway's hosts are for one remote endpoint each.
+    pub is_endpoint_dependent: bool,
     /// Packets from outside keep a binding alive, too.
     pub is_refreshed_from_outside: bool,
     /// Routes, adjacencies, peers and policy.

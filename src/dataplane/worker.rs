@@ -31,7 +31,7 @@ use crate::{
     Nanos,
     limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS, TICK},
     telemetry::histogram::Histograms,
-    wire::{OVERLAY_BYTES, ethernet, relay, write},
+    wire::{OVERLAY_BYTES, ethernet, icmp, relay, write},
 };
 
 /// What a worker is told at its start.
@@ -113,6 +113,7 @@ impl<D: Driver> Worker<D> {
             slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
             fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
             bindings: Bindings::new(config.bindings, config.nat.outside(config.identity.workers), config.hash_key),
+            is_endpoint_dependent: config.nat.is_endpoint_dependent,
             is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
             routes: RouteCache::new(Box::<Forwarding>::default()),
             published,
@@ -242,7 +243,10 @@ impl<D: Driver> Worker<D> {
             }
             Command::Refuse { waiting, reason } => {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
-                    self.drop_waiting(packet, reason);
+                    match reason {
+                        Reason::PortsExhausted | Reason::TableFull | Reason::HostLimit => self.prohibit(packet, reason),
+                        _ => self.drop_waiting(packet, reason),
+                    }
                 }
             }
             Command::SetForwarding(forwarding) => {
@@ -332,6 +336,13 @@ impl<D: Driver> Worker<D> {
         add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
         add(&self.context.published.worker.dropped, 1);
         self.context.finished.push(packet.frame);
+    }
+
+    /// There is no room for a packet's flow: its sender is told by ICMP (RFC 5508 REQ-8). The packet becomes the error.
+    fn prohibit(&mut self, packet: Packet, reason: Reason) {
+        add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
+        let error = Packet { icmp_type: icmp::UNREACHABLE, icmp_code: icmp::CODE_PROHIBITED, mtu: 0, ..packet };
+        self.context.inject(error, NodeId::IcmpError).expect("apply_commands leaves room for one packet");
     }
 
     fn tell(&mut self, event: Event) {

@@ -10,9 +10,10 @@
 //!
 //! [`world`] has the clock and everything that is on its way; [`node`], [`client`] and [`server`] are the hosts.
 //! The nodes run the code of the real thing; what is simulated is the kernel, the network, and QUIC's job.
-//! [`scenarios`] are whole stories; [`noise`] tries what no story would think of.
+//! [`nat`] is the NAT alone, as a gateway. [`scenarios`] are whole stories; [`noise`] tries what no story would think of.
 
 mod client;
+mod nat;
 mod node;
 mod noise;
 mod packets;

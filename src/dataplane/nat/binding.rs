@@ -17,6 +17,12 @@ use crate::{
 /// An address, and a port or the identifier of an ICMP query.
 pub type Endpoint = (Ipv4Addr, u16);
 
+/// The remote end of a packet as bindings and filters know it: an ICMP query has one number, which is the inside's.
+#[inline]
+pub fn remote_end(protocol: u8, end: Endpoint) -> Endpoint {
+    if protocol == ip4::ICMP { (end.0, 0) } else { end }
+}
+
 /// On whose behalf a binding is made: who may use it from inside, and where its answers go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Owner(u32);

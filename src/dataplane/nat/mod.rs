@@ -19,7 +19,7 @@ mod hash_index;
 pub mod outside;
 pub(super) mod rewrite;
 
-pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner};
+pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner, remote_end};
 pub use bindings::Bindings;
 pub use class::{Class, Timers};
 pub use outside::OutsideAddresses;
@@ -38,6 +38,17 @@ pub struct NatConfig {
     pub filtering: Filtering,
     /// How long idle bindings are kept.
     pub timers: Timers,
+    /// Bindings are for one remote endpoint each, and such bindings share ports: for more than 64 Ki flows an address.
+    /// RFC 4787 REQ-1 and RFC 5382 REQ-1 are not kept then.
+    pub is_endpoint_dependent: bool,
+    /// An even port for an even one, an odd for an odd (RFC 4787 REQ-4).
+    pub keeps_parity: bool,
+    /// Ports of a block that is given to one host; zero: ports are given one by one out of the whole pool.
+    pub port_block: u16,
+    /// Bindings a host may have, all protocols together.
+    pub bindings_a_host: u32,
+    /// Ports a host may have, each protocol for itself.
+    pub ports_a_host: u32,
 }
 
 impl NatConfig {
@@ -48,6 +59,11 @@ impl NatConfig {
             gateway: Vec::new(),
             filtering: Filtering::EndpointIndependent,
             timers: Timers::default(),
+            is_endpoint_dependent: false,
+            keeps_parity: true,
+            port_block: 0,
+            bindings_a_host: u32::MAX,
+            ports_a_host: u32::MAX,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
         nat::{
             Binding, BindingKey, Endpoint, Owner,
             connections::Origin,
+            remote_end,
             rewrite::{self as nat, BadQuote, Side},
         },
         packet::Packet,
@@ -86,11 +87,20 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if owner != Owner::INSIDE && header.protocol == ip4::TCP && destination == SMTP {
         return Verdict::Drop(Reason::Denied);
     }
-    if is_hairpin && context.owner_of(header.protocol, remote).is_none() {
+    // Who pings our address means us, and we do not answer here; nobody else can be meant.
+    let is_query = header.protocol == ip4::ICMP;
+    if is_hairpin && (is_query || context.owner_of(header.protocol, remote).is_none()) {
         return Verdict::Drop(Reason::Denied);
     }
+    let remote = remote_end(header.protocol, remote);
 
-    let key = BindingKey { owner, protocol: header.protocol, address: header.source, port: source, remote: None };
+    let key = BindingKey {
+        owner,
+        protocol: header.protocol,
+        address: header.source,
+        port: source,
+        remote: context.is_endpoint_dependent.then_some(remote),
+    };
     let flags = segment.map_or(0, |segment| segment.flags);
     let (index, binding) = match find(context, init.binding, &key, remote) {
         Ok(Some(found)) => found,
@@ -165,9 +175,11 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
     };
     let owner = packet.owner();
     let (address, port) = quote.destination;
-    let key = BindingKey { owner, protocol: quote.protocol, address, port, remote: None };
+    let remote = remote_end(quote.protocol, quote.source);
+    let dependent = context.is_endpoint_dependent.then_some(remote);
+    let key = BindingKey { owner, protocol: quote.protocol, address, port, remote: dependent };
     let flow = terms(context, owner).binding;
-    let binding = match find(context, flow, &key, quote.source) {
+    let binding = match find(context, flow, &key, remote) {
         Ok(Some((_, binding))) => binding,
         Ok(None) => return Verdict::Drop(Reason::NoMapping),
         Err(reason) => return Verdict::Drop(reason),

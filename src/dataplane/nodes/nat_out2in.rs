@@ -19,6 +19,7 @@ use crate::{
     dataplane::nat::{
         Endpoint, Owner,
         connections::Origin,
+        remote_end,
         rewrite::{self as nat, Quote, Side},
     },
     wire::{icmp, ip4, relay, tcp},
@@ -57,6 +58,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     };
     let Some(address) = context.bindings.outside().number_of(outside.0) else { return Verdict::Drop(Reason::NotOurs) };
     let port = outside.1;
+    let remote = remote_end(protocol, remote);
     match context.owner_of(protocol, outside) {
         None => return Verdict::Drop(Reason::NotOurPort),
         Some(owner) if owner != context.index => return context.hand_off(slot, owner, NodeId::NatOut2in),

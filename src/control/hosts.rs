@@ -1,0 +1,200 @@
+//! The hosts that have bindings, and what each has of the NAT: its outside address, ports, blocks of ports.
+//!
+//! A host has one outside address for all its bindings (RFC 4787 REQ-2), as many bindings and ports as it may
+//! (RFC 6888 REQ-4, REQ-5), and, where blocks are configured, ports in blocks that are its alone: then one line of the log
+//! says for hours who had which ports, and no line says whom it spoke to (RFC 6888 REQ-12).
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use super::{
+    ports::{Ports, Wish},
+    random::Random,
+};
+use crate::{
+    Nanos,
+    dataplane::{
+        nat::{BindingKey, NatConfig, OutsideAddresses, Owner},
+        reason::Reason,
+    },
+    wire::ip4,
+};
+
+/// ICMP, TCP, UDP.
+pub(super) const PROTOCOLS: usize = 3;
+
+/// The place of a protocol that NAT knows.
+pub(super) fn row(protocol: u8) -> Option<usize> {
+    match protocol {
+        ip4::ICMP => Some(0),
+        ip4::TCP => Some(1),
+        ip4::UDP => Some(2),
+        _ => None,
+    }
+}
+
+/// A host behind the NAT.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    /// Number of its outside address.
+    pub(super) address: u8,
+    pub(super) bindings: u32,
+    /// By protocol.
+    pub(super) ports: [u32; PROTOCOLS],
+    /// By protocol: its blocks, and how many ports of each are leased.
+    pub(super) blocks: [Vec<(u16, u32)>; PROTOCOLS],
+}
+
+/// The hosts of one worker, and the ports they are given.
+#[derive(Debug)]
+pub(super) struct Hosts {
+    /// By outside address and protocol.
+    ports: Vec<[Ports; PROTOCOLS]>,
+    hosts: HashMap<(Owner, Ipv4Addr), Host>,
+    /// What the log calls the outside addresses.
+    addresses: Vec<Ipv4Addr>,
+}
+
+/// What a binding was given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Lease {
+    /// Number of the outside address.
+    pub(super) address: u8,
+    pub(super) port: u16,
+}
+
+impl Hosts {
+    /// No hosts, and all ports that are `worker`'s.
+    pub(super) fn new(config: &NatConfig, outside: &OutsideAddresses, worker: usize) -> Self {
+        let ports = (0..outside.count())
+            .map(|number| {
+                std::array::from_fn(|_| Ports::new(outside.ports_of(number as u8, worker), config.port_block))
+            })
+            .collect();
+        let addresses = config.addresses.iter().map(|outside| outside.address).collect();
+        Self { ports, hosts: HashMap::new(), addresses }
+    }
+
+    /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
+    /// that `is_good` accepts. Nothing is taken on failure.
+    pub(super) fn lease(
+        &mut self,
+        config: &NatConfig,
+        key: &BindingKey,
+        is_good: Option<&dyn Fn(Lease) -> bool>,
+        random: &mut Random,
+        now: Nanos,
+    ) -> Result<Lease, Reason> {
+        let row = row(key.protocol).ok_or(Reason::UnknownProtocol)?;
+        let name = (key.owner, key.address);
+        let (address, is_new) = match self.hosts.get(&name) {
+            Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
+            Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
+            Some(host) => (host.address, false),
+            None => (self.address_for(config, key.owner, row, random, now)?, true),
+        };
+        let wish = Wish { parity_of: config.keeps_parity.then_some(key.port).filter(|_| key.protocol != ip4::ICMP) };
+        let host = self.hosts.entry(name).or_insert_with(|| Host { address, ..Host::default() });
+        let ports = &mut self.ports[usize::from(address)][row];
+        let port = match is_good {
+            Some(is_good) => ports.share(|port| is_good(Lease { address, port }), random, now),
+            None if config.port_block == 0 => ports.lease(wish, random, now),
+            None => lease_in_blocks(ports, &mut host.blocks[row], wish, random, now, |range| {
+                let outside = self.addresses[usize::from(address)];
+                let (protocol, inside) = (key.protocol, key.address);
+                tracing::info!(%inside, %outside, protocol, first = range.0, last = range.1, "block given");
+            }),
+        };
+        let Some(port) = port else {
+            if is_new {
+                self.hosts.remove(&name);
+            }
+            return Err(Reason::PortsExhausted);
+        };
+        host.bindings += 1;
+        host.ports[row] += 1;
+        Ok(Lease { address, port })
+    }
+
+    /// A binding is gone: takes its port back, and forgets a host that has none left.
+    pub(super) fn give(&mut self, key: &BindingKey, lease: Lease, now: Nanos) {
+        let (Some(row), name) = (row(key.protocol), (key.owner, key.address)) else { return };
+        let ports = &mut self.ports[usize::from(lease.address)][row];
+        ports.give(lease.port, now);
+        let Some(host) = self.hosts.get_mut(&name) else { return };
+        host.bindings -= 1;
+        host.ports[row] -= 1;
+        if !host.blocks[row].is_empty() {
+            let block = ports.block_of(lease.port);
+            if let Some(at) = host.blocks[row].iter().position(|(held, _)| *held == block) {
+                host.blocks[row][at].1 -= 1;
+                if host.blocks[row][at].1 == 0 {
+                    host.blocks[row].swap_remove(at);
+                    let range = ports.block_range(block);
+                    ports.give_block(block, now);
+                    let outside = self.addresses[usize::from(lease.address)];
+                    let (protocol, inside) = (key.protocol, key.address);
+                    tracing::info!(%inside, %outside, protocol, first = range.start(), last = range.end(), "block returned");
+                }
+            }
+        }
+        if host.bindings == 0 {
+            self.hosts.remove(&name);
+        }
+    }
+
+    /// Ports leased and there of a protocol, all addresses together.
+    pub(super) fn used(&self, row: usize) -> (u32, u32) {
+        self.ports
+            .iter()
+            .fold((0, 0), |(used, capacity), ports| (used + ports[row].leased(), capacity + ports[row].capacity()))
+    }
+
+    /// The outside address of a host that has none yet: a random one that has ports left. Sessions have the node's own.
+    fn address_for(
+        &self,
+        config: &NatConfig,
+        owner: Owner,
+        row: usize,
+        random: &mut Random,
+        now: Nanos,
+    ) -> Result<u8, Reason> {
+        if owner != Owner::INSIDE {
+            return Ok(0);
+        }
+        let Some(count) = u32::try_from(config.gateway.len()).ok().filter(|count| *count > 0) else {
+            return Err(Reason::PortsExhausted);
+        };
+        let start = random.below(count) as usize;
+        let (before, after) = config.gateway.split_at(start);
+        let has_ports = |number: &&u8| !self.ports[usize::from(**number)][row].is_exhausted(now);
+        // Shared ports are never exhausted for all destinations, so the first may do all the same.
+        Ok(*after.iter().chain(before).find(has_ports).unwrap_or(&config.gateway[start]))
+    }
+}
+
+/// A port of one of the host's blocks, or of a new one.
+fn lease_in_blocks(
+    ports: &mut Ports,
+    blocks: &mut Vec<(u16, u32)>,
+    wish: Wish,
+    random: &mut Random,
+    now: Nanos,
+    log: impl Fn((u16, u16)),
+) -> Option<u16> {
+    for (block, leased) in blocks.iter_mut() {
+        if let Some(port) = ports.lease_in_block(*block, wish, random, now) {
+            *leased += 1;
+            return Some(port);
+        }
+    }
+    let block = ports.take_block(random, now)?;
+    // None of it can be had where all of it is forwarded.
+    let Some(port) = ports.lease_in_block(block, wish, random, now) else {
+        ports.give_block(block, now);
+        return None;
+    };
+    let range = ports.block_range(block);
+    log((*range.start(), *range.end()));
+    blocks.push((block, 1));
+    Some(port)
+}

@@ -1,0 +1,1 @@
+//! RFC 5382: NAT behavioral requirements for TCP.

@@ -1,0 +1,1 @@
+//! RFC 5508: NAT behavioral requirements for ICMP.
