@@ -314,6 +314,16 @@ outside = ["OUT"]
     }
 
     #[test]
+    fn the_sample_is_right() {
+        let other = nix::net::if_::if_nameindex().unwrap();
+        let other = other.iter().map(|i| i.name().to_str().unwrap().to_owned()).find(|name| name != "lo");
+        let text = include_str!("../../../docs/gateway.toml").replace("lan0", "lo");
+        let gateway =
+            read_text(&text.replace("wan0", &other.expect("an interface beside lo"))).unwrap().gateway.unwrap();
+        assert_eq!((gateway.addresses.len(), gateway.exempt.len(), gateway.mappings.len()), (2, 1, 2));
+    }
+
+    #[test]
     fn an_interface_is_on_one_side() {
         let error = read_text(&GOOD.replace("OUT", "lo")).unwrap_err();
         assert_eq!(error, "node.toml:7: gateway.outside: 'lo' is in gateway.inside, too: an interface is on one side");
