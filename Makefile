@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON := vm-testbed/netns vm-testbed/demo vm-testbed/paced-udp $(wildcard vm-testbed/testbed/*.py)
+PYTHON := vm-testbed/netns vm-testbed/demo vm-testbed/paced-udp $(wildcard vm-testbed/testbed/*.py) perf/cases/veth $(wildcard perf/veth/*.py)
 BASH := scripts/install .ci/run
 
 .PHONY: help install build demo test check up down clean

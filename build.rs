@@ -1,4 +1,5 @@
-//! Compiles the XDP program with clang to `OUT_DIR/starnet.bpf.o`, which the driver embeds.
+//! Compiles the BPF programs with clang: `OUT_DIR/starnet.bpf.o`, which the driver embeds, and `OUT_DIR/traffic.bpf.o`,
+//! which the measurements on veth embed.
 //!
 //! `CLANG` and `LLVM_STRIP` name other tools than the ones on the path.
 
@@ -8,49 +9,45 @@ use std::{
     process::{Command, exit},
 };
 
-const SOURCE: &str = "bpf/starnet.bpf.c";
+const SOURCES: [&str; 2] = ["bpf/starnet.bpf.c", "perf/veth/traffic.bpf.c"];
 
 fn main() {
-    for file in [SOURCE, "bpf/bpf.h"] {
-        println!("cargo:rerun-if-changed={file}");
-    }
+    println!("cargo:rerun-if-changed=bpf/bpf.h");
     for variable in ["CLANG", "LLVM_STRIP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let object = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("starnet.bpf.o");
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+        compile(Path::new(source));
+    }
+}
+
+fn compile(source: &Path) {
+    let name = source.file_stem().expect("a source is a file");
+    let object = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(name).with_added_extension("o");
 
     // -g makes the BTF that describes the maps; the DWARF that comes with it is of no use to the loader, so strip it.
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     run(
         Command::new(clang)
-            .args([
-                "-target",
-                "bpf",
-                "-mcpu=v3",
-                "-O2",
-                "-g",
-                "-std=gnu11",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-c",
-                SOURCE,
-            ])
+            .args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-c"])
+            .arg(source)
             .arg("-o")
             .arg(&object),
         "clang",
+        source,
     );
     let strip = env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into());
-    run(Command::new(strip).arg("-g").arg(&object), "llvm-strip");
+    run(Command::new(strip).arg("-g").arg(&object), "llvm-strip", source);
 }
 
 /// Runs a tool, or ends the build with one line that says what to do.
-fn run(command: &mut Command, tool: &str) {
+fn run(command: &mut Command, tool: &str, source: &Path) {
     let failure = match command.status() {
         Ok(status) if status.success() => return,
-        Ok(status) => format!("{tool} failed on {SOURCE} ({status}); its messages are above"),
+        Ok(status) => format!("{tool} failed on {} ({status}); its messages are above", source.display()),
         Err(error) => format!(
-            "cannot run {:?}: {error}; the XDP program needs {tool} (Debian: apt-get install clang llvm), \
+            "cannot run {:?}: {error}; the BPF programs need {tool} (Debian: apt-get install clang llvm), \
              or set CLANG and LLVM_STRIP",
             command.get_program()
         ),

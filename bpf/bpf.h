@@ -11,6 +11,7 @@ typedef unsigned long long u64;
 /* include/uapi/linux/bpf.h: map types, verdicts, and the context of an XDP program. */
 enum {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
@@ -23,6 +24,8 @@ enum {
 };
 
 enum xdp_action {
+	XDP_ABORTED = 0,
+	XDP_DROP = 1,
 	XDP_PASS = 2,
 };
 
@@ -45,7 +48,9 @@ struct xdp_md {
 /* Helpers are called by number. */
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
+static long (*const bpf_redirect)(u32 interface, u64 flags) = (void *)23;
 static long (*const bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static long (*const bpf_xdp_store_bytes)(struct xdp_md *context, u32 at, const void *from, u32 bytes) = (void *)190;
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "network byte order is the other one");
 #define bpf_htons(x) __builtin_bswap16(x)
