@@ -1,6 +1,7 @@
 //! The configuration of a node. All of it is checked before anything is started.
 
 mod gateway;
+mod nat;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -13,7 +14,7 @@ use toml::Spanned;
 pub use self::gateway::GatewayConfig;
 use crate::{
     config_file::{ConfigError, ConfigFile},
-    dataplane::{forwarding::Prefix, gateway::OutsideAddress},
+    dataplane::{forwarding::Prefix, gateway::OutsideAddress, nat::NatConfig},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
 };
@@ -78,6 +79,8 @@ pub struct NodeConfig {
     pub socket: PathBuf,
     /// Sizes of the tables of one worker.
     pub limits: NodeLimits,
+    /// How its NAT behaves.
+    pub nat: NatConfig,
     /// Destinations the exit does not send to.
     pub deny: Vec<Prefix>,
     /// Exceptions from it.
@@ -180,6 +183,8 @@ struct File {
     controller: Option<ControllerTable>,
     gateway: Option<gateway::Table>,
     #[serde(default)]
+    nat: nat::Table,
+    #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
     exit: ExitTable,
@@ -241,7 +246,7 @@ impl NodeConfig {
 
     /// Checks the text of `file`.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
-        let File { node, tls, controller, gateway, limits, exit } = file.parse()?;
+        let File { node, tls, controller, gateway, nat, limits, exit } = file.parse()?;
         let name = read_name(file, &node.name)?;
         let address: Ipv4Addr = file.parse_field("node.address", &node.address, "an IPv4 address, like 192.0.2.1")?;
         if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
@@ -256,6 +261,7 @@ impl NodeConfig {
             Some(table) => Some(GatewayConfig::read(file, table, own, control)?),
             None => None,
         };
+        let nat = nat::read(file, &nat, own, gateway.as_ref())?;
         let workers = match &node.workers {
             Some(workers) => file.number_in("node.workers", workers, 1..=limits::WORKERS_MAX)?,
             None => 1,
@@ -277,6 +283,7 @@ impl NodeConfig {
             pin: node.pin.unwrap_or(true),
             socket,
             limits: read_limits(file, &limits)?,
+            nat,
             deny: match &exit.deny {
                 Some(prefixes) => read_prefixes(file, "exit.deny", prefixes)?,
                 None => DENY_DEFAULT.to_vec(),
@@ -303,6 +310,7 @@ impl NodeConfig {
             pin,
             socket,
             limits,
+            nat,
             deny,
             allow,
         } = self;
@@ -318,6 +326,8 @@ impl NodeConfig {
         compare("node.pin", *pin == new.pin);
         compare("node.socket", *socket == new.socket);
         compare("limits", *limits == new.limits);
+        let (addresses, gateway_addresses) = (new.nat.addresses.clone(), new.nat.gateway.clone());
+        compare("nat", NatConfig { addresses, gateway: gateway_addresses, ..nat.clone() } == new.nat);
         compare("exit", (deny, allow) == (&new.deny, &new.allow));
         if let (Some(gateway), Some(new)) = (gateway, &new.gateway) {
             let GatewayConfig { inside, outside, addresses, exempt: _, mappings: _ } = gateway;
@@ -512,7 +522,7 @@ address = "192.0.2.9:4400"
 "#;
 
     /// Reads `GOOD` with one text replaced; errors without the folder.
-    fn read(old: &str, new: &str) -> Result<NodeConfig, String> {
+    pub(super) fn read(old: &str, new: &str) -> Result<NodeConfig, String> {
         assert!(GOOD.contains(old), "the test replaces nothing");
         read_text(&GOOD.replace(old, new))
     }

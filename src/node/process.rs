@@ -45,7 +45,6 @@ use crate::{
         forwarding::{Identity, Interface},
         gateway::{OutsideAddress, Transit},
         handoff,
-        nat::NatConfig,
         published::Published,
         worker::{Rings, Worker, WorkerConfig},
     },
@@ -284,7 +283,7 @@ impl Threads {
                 slots: config.limits.slots,
                 fans: config.limits.sessions,
                 bindings: config.limits.bindings,
-                nat: nat_config(&config, &identity),
+                nat: config.nat.clone(),
                 hash_key: seeds.hash_key,
                 clock: clock.raw_clock().clone(),
             };
@@ -432,14 +431,6 @@ fn identity(config: &NodeConfig, probe_key: [u8; 16]) -> Identity {
     }
 }
 
-fn nat_config(config: &NodeConfig, identity: &Identity) -> NatConfig {
-    let nat = NatConfig::of(identity);
-    match &config.gateway {
-        Some(gateway) => nat.with_gateway(&gateway.addresses),
-        None => nat,
-    }
-}
-
 fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Interface>, seeds: &Seeds) -> ControlConfig {
     ControlConfig {
         name: config.name.clone(),
@@ -451,7 +442,7 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
         fans: config.limits.sessions,
         bindings: config.limits.bindings,
         bindings_a_session: config.limits.bindings_a_session,
-        nat: nat_config(config, &identity),
+        nat: config.nat.clone(),
         interfaces,
         deny: config.deny.clone(),
         allow: config.allow.clone(),
