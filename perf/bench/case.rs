@@ -10,16 +10,20 @@ pub(crate) enum Path {
     /// An entry: a copy down each of `paths` paths.
     Entry,
     /// An exit: of `paths` copies the first is unwrapped and translated.
-    In2out,
+    ExitUp,
     /// An exit: a server's packet is translated, wrapped, and sent over `paths` paths.
-    Out2in,
+    ExitDown,
+    /// A gateway: an inside host's packet is translated.
+    NatIn2out,
+    /// A gateway: a server's packet is translated.
+    NatOut2in,
 }
 
 /// A case.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) path: Path,
-    /// Sessions; packets come in random order of them.
+    /// Sessions of the overlay, or inside hosts of a gateway; packets come in random order of them.
     pub(crate) sessions: u32,
     /// NAT bindings over all sessions; packets come in random order of them.
     pub(crate) flows: u32,
@@ -31,16 +35,32 @@ pub(crate) struct Case {
     pub(crate) burst: usize,
 }
 
+const PATHS: &str = "relay, entry, exit-up, exit-down, nat-in2out or nat-out2in";
+
+impl Path {
+    /// True where packets come from or go to the overlay.
+    pub(crate) fn has_sessions(self) -> bool {
+        !matches!(self, Self::NatIn2out | Self::NatOut2in)
+    }
+
+    /// True where packets are translated.
+    pub(crate) fn has_bindings(self) -> bool {
+        !matches!(self, Self::Relay | Self::Entry)
+    }
+}
+
 impl Case {
     /// Reads `relay sessions=1000 size=64 ...`.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let [path, options @ ..] = arguments else { return Err("name a path: relay, entry, in2out or out2in".into()) };
+        let [path, options @ ..] = arguments else { return Err(format!("name a path: {PATHS}")) };
         let path = match path.as_str() {
             "relay" => Path::Relay,
             "entry" => Path::Entry,
-            "in2out" => Path::In2out,
-            "out2in" => Path::Out2in,
-            other => return Err(format!("'{other}' is no path: relay, entry, in2out or out2in")),
+            "exit-up" => Path::ExitUp,
+            "exit-down" => Path::ExitDown,
+            "nat-in2out" => Path::NatIn2out,
+            "nat-out2in" => Path::NatOut2in,
+            other => return Err(format!("'{other}' is no path: {PATHS}")),
         };
         let mut case = Self { path, sessions: 1, flows: 1, paths: 1, size: 64, burst: 256 };
         for option in options {

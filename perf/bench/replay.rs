@@ -22,13 +22,14 @@ pub(crate) struct Prepared {
     stride: usize,
     length: usize,
     count: usize,
+    interface: u8,
 }
 
 impl Prepared {
-    /// Room for `count` packets of `length` bytes.
-    pub(crate) fn new(count: usize, length: usize) -> Self {
+    /// Room for `count` packets of `length` bytes that come in by `interface`.
+    pub(crate) fn new(count: usize, length: usize, interface: u8) -> Self {
         let stride = length.next_multiple_of(64);
-        Self { bytes: vec![0; stride * count], stride, length, count }
+        Self { bytes: vec![0; stride * count], stride, length, count, interface }
     }
 
     /// One of them.
@@ -98,12 +99,12 @@ impl Driver for Replay {
     fn receive(&mut self, into: &mut [Received]) -> usize {
         let before = self.clock.raw();
         let count = into.len().min(self.burst).min(self.prepared.count - self.next).min(self.free.len());
-        let length = self.prepared.length;
+        let (length, interface) = (self.prepared.length, self.prepared.interface);
         for place in &mut into[..count] {
             let frame = self.free.pop().expect("counted above");
             let packet = &self.prepared.bytes[self.next * self.prepared.stride..][..length];
             self.frames.frame(frame)[FRAME_HEADROOM..][..length].copy_from_slice(packet);
-            *place = Received { frame, offset: FRAME_HEADROOM as u16, length: length as u16, interface: 0 };
+            *place = Received { frame, offset: FRAME_HEADROOM as u16, length: length as u16, interface };
             self.next += 1;
         }
         self.passed.rx_clocks += self.clock.raw() - before;

@@ -5,13 +5,16 @@ use std::{net::Ipv4Addr, sync::Arc};
 use starnet::{
     dataplane::{
         command::{Command, Event},
-        conntrack::{Binding, CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
         forwarding::{Adjacency, Forwarding, Identity, Interface, Prefix, Route},
+        gateway::{Gateway, OutsideAddress, Realm},
         handoff,
+        nat::{BindingInit, Endpoint, Filtering, Mapping, NatConfig, Owner},
         published::Published,
+        route_table::RouteTable,
         worker::{Rings, Worker, WorkerConfig},
     },
-    limits::{COMMAND_RING, EVENT_RING, WORKERS_MAX},
+    limits::{COMMAND_RING, EVENT_RING},
     wire::{OVERLAY_BYTES, checksum, ethernet, ip4, relay, udp, write},
 };
 
@@ -38,7 +41,14 @@ const NAT_PORT_FIRST: u16 = 1024;
 const INSIDE_PORT: u16 = 2000;
 const INNER_AT: usize = ethernet::HEADER_BYTES + OVERLAY_BYTES;
 const RELAY_AT: usize = INNER_AT - relay::HEADER_BYTES;
-const _: () = assert!(WORKERS_MAX > 1);
+const MAC: ethernet::Mac = [2; 6];
+
+/// Interfaces: everything but the gateway's hosts is behind the first.
+const OUTSIDE: u8 = 0;
+const INSIDE_INTERFACE: u8 = 1;
+
+/// NAT ports of one address.
+const PORTS: u32 = (u16::MAX - NAT_PORT_FIRST) as u32 + 1;
 
 /// Everything of one worker's benchmark.
 pub(crate) struct World {
@@ -60,30 +70,34 @@ impl World {
         let (commands, commands_in) = rtrb::RingBuffer::new(COMMAND_RING);
         let (events_out, events) = rtrb::RingBuffer::new(EVENT_RING);
         let handoff = handoff::mesh(1).remove(0);
-        let has_fan = case.path != Path::Relay;
-        let has_bindings = matches!(case.path, Path::In2out | Path::Out2in);
-        let bindings = if has_bindings { case.flows } else { 0 };
-        let published = Arc::new(Published::new(case.sessions as usize, bindings as usize));
+        let has_fan = case.path.has_sessions() && case.path != Path::Relay;
+        let slots = if case.path.has_sessions() { case.sessions } else { 0 };
+        let bindings = if case.path.has_bindings() { case.flows } else { 0 };
+        let published = Arc::new(Published::new(slots as usize, bindings as usize));
+        let identity = Identity {
+            address: US,
+            data_port: DATA_PORT,
+            nat_port_first: NAT_PORT_FIRST,
+            nat_port_last: u16::MAX,
+            probe_key: [3; 16],
+            workers: 1,
+        };
         let config = WorkerConfig {
             index: 0,
-            identity: Identity {
-                address: US,
-                data_port: DATA_PORT,
-                nat_port_first: NAT_PORT_FIRST,
-                nat_port_last: u16::MAX,
-                probe_key: [3; 16],
-                workers: 1,
-            },
-            slots: case.sessions,
-            fans: if has_fan { case.sessions } else { 0 },
+            identity,
+            slots,
+            fans: if has_fan { slots } else { 0 },
             bindings,
+            nat: NatConfig::of(&identity).with_gateway(&outside_addresses(bindings)),
             hash_key: [9; 16],
             clock: quanta::Clock::new(),
         };
-        let copies = usize::from(if case.path == Path::In2out { case.paths } else { 1 });
+        let copies = usize::from(if case.path == Path::ExitUp { case.paths } else { 1 });
         let order = order(CHUNK / copies, copies);
-        let length = if case.path == Path::Out2in { 64 } else { INNER_AT + ip4::HEADER_BYTES + udp::HEADER_BYTES };
-        let prepared = Prepared::new(order.len(), length.max(case.size));
+        let is_relayed = matches!(case.path, Path::Relay | Path::Entry | Path::ExitUp);
+        let smallest = if is_relayed { INNER_AT + ip4::HEADER_BYTES + udp::HEADER_BYTES } else { 0 };
+        let interface = if case.path == Path::NatIn2out { INSIDE_INTERFACE } else { OUTSIDE };
+        let prepared = Prepared::new(order.len(), smallest.max(case.size), interface);
         let rings = Rings { commands: commands_in, events: events_out, handoff };
         let worker = Worker::new(config, Replay::new(prepared, case.burst), rings, published.clone());
         let mut world = Self {
@@ -96,8 +110,8 @@ impl World {
             sequences: vec![0; case.sessions as usize],
             order,
         };
-        world.tell(Command::SetForwarding(Box::new(forwarding())));
-        for session in 0..case.sessions {
+        world.tell(Command::SetForwarding(Box::new(forwarding(!case.path.has_sessions()))));
+        for session in 0..slots {
             world.set_up(session);
         }
         for flow in 0..bindings {
@@ -126,7 +140,7 @@ impl World {
         let role = match self.case.path {
             Path::Relay => Role::Relay,
             Path::Entry => Role::Entry,
-            Path::In2out | Path::Out2in => Role::Exit,
+            _ => Role::Exit,
         };
         if role != Role::Relay {
             let init = FanInit { inside: Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: 1400 };
@@ -144,16 +158,27 @@ impl World {
         self.tell(Command::SetSlot { slot: session, generation: generation(session), role, fan: session, up, down });
     }
 
-    fn binding(&self, flow: u32) -> Binding {
-        Binding {
-            slot: flow % self.case.sessions,
+    fn binding(&self, flow: u32) -> BindingInit {
+        let (inside_address, inside_port) = self.inside(flow);
+        let (outside_address, outside_port) = outside(flow);
+        let owner =
+            if self.case.path.has_sessions() { Owner::session(flow % self.case.sessions) } else { Owner::INSIDE };
+        BindingInit {
+            owner,
             protocol: ip4::UDP,
-            inside_address: INSIDE,
-            inside_port: INSIDE_PORT + (flow / self.case.sessions) as u16,
-            outside_address: US,
-            outside_port: NAT_PORT_FIRST + (flow % u32::from(u16::MAX - NAT_PORT_FIRST)) as u16,
-            remote: None,
+            inside_address,
+            inside_port,
+            outside_address,
+            outside_port,
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::EndpointIndependent,
         }
+    }
+
+    /// The inside end of a flow: that of the session's client, or of one of as many hosts.
+    fn inside(&self, flow: u32) -> Endpoint {
+        let host = if self.case.path.has_sessions() { 0 } else { flow % self.case.sessions };
+        (Ipv4Addr::from_bits(INSIDE.to_bits() + host), INSIDE_PORT + (flow / self.case.sessions) as u16)
     }
 
     fn below(&mut self, bound: u32) -> u32 {
@@ -178,19 +203,22 @@ impl World {
         for place in 0..self.order.len() {
             let (packet, path) = self.order[place];
             let (flow, session, sequence) = flows[packet as usize];
+            let inside = self.inside(flow);
             let bytes = self.worker.driver().prepared.packet(place);
             match self.case.path {
                 Path::Relay => relayed(bytes, session, path, sequence, None),
                 Path::Entry => relayed(bytes, session, path, sequence, Some(CLIENT)),
-                Path::In2out => {
-                    let port = INSIDE_PORT + (flow / self.case.sessions) as u16;
-                    plain(&mut bytes[INNER_AT..], (INSIDE, port), (server(flow), 53));
+                Path::ExitUp => {
+                    plain(&mut bytes[INNER_AT..], inside, server(flow));
                     relayed(bytes, session, path, sequence, None);
                 }
-                Path::Out2in => {
-                    let port = NAT_PORT_FIRST + (flow % u32::from(u16::MAX - NAT_PORT_FIRST)) as u16;
-                    ethernet::emit(bytes, [2; 6], [4; 6]);
-                    plain(&mut bytes[ethernet::HEADER_BYTES..], (server(flow), 53), (US, port));
+                Path::NatIn2out => {
+                    ethernet::emit(bytes, MAC, [4; 6]);
+                    plain(&mut bytes[ethernet::HEADER_BYTES..], inside, server(flow));
+                }
+                Path::ExitDown | Path::NatOut2in => {
+                    ethernet::emit(bytes, MAC, [4; 6]);
+                    plain(&mut bytes[ethernet::HEADER_BYTES..], server(flow), outside(flow));
                 }
             }
         }
@@ -201,9 +229,9 @@ impl World {
         let count = self.order.len() as u64;
         let paths = u64::from(self.case.paths);
         match self.case.path {
-            Path::Relay => (count, count),
-            Path::Entry | Path::Out2in => (count, count * paths),
-            Path::In2out => (count, count / paths),
+            Path::Relay | Path::NatIn2out | Path::NatOut2in => (count, count),
+            Path::Entry | Path::ExitDown => (count, count * paths),
+            Path::ExitUp => (count, count / paths),
         }
     }
 }
@@ -218,7 +246,7 @@ fn order(packets: usize, copies: usize) -> Vec<(u32, u8)> {
 fn relayed(bytes: &mut [u8], session: u32, path: u8, sequence: u64, client: Option<Ipv4Addr>) {
     let link = up(session, path);
     let (from, port) = client.map_or((link.address, link.port), |address| (address, 5555));
-    ethernet::emit(bytes, [2; 6], [4; 6]);
+    ethernet::emit(bytes, MAC, [4; 6]);
     let header = relay::Header {
         kind: relay::Kind::DataUp,
         path,
@@ -271,18 +299,43 @@ fn link(hop: u32, address: Ipv4Addr) -> Link {
     Link { address, port: DATA_PORT, generation: hop as u16, ct_index: CtIndex(hop & 0xff_ffff), key }
 }
 
-fn server(flow: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(0xc633_6400 | flow % SERVERS)
+fn server(flow: u32) -> Endpoint {
+    (Ipv4Addr::from_bits(0xc633_6400 | flow % SERVERS), 53)
 }
 
-/// A default route, and the neighbour nodes on the link.
-fn forwarding() -> Forwarding {
-    let router = Ipv4Addr::new(192, 0, 2, 254);
-    let everywhere = Prefix::new(Ipv4Addr::UNSPECIFIED, 0);
+/// Each flow has a port of its own; when those of an address are used up the next address comes.
+fn outside(flow: u32) -> Endpoint {
+    let address = match flow / PORTS {
+        0 => US,
+        further => Ipv4Addr::from_bits(0xc612_0000 | further),
+    };
+    (address, NAT_PORT_FIRST + (flow % PORTS) as u16)
+}
+
+fn outside_addresses(flows: u32) -> Vec<OutsideAddress> {
+    let first_flows = (0..flows.div_ceil(PORTS)).map(|address| address * PORTS);
+    first_flows.map(|flow| OutsideAddress { address: outside(flow).0, first: NAT_PORT_FIRST, last: u16::MAX }).collect()
+}
+
+/// A default route; inside hosts of a gateway are behind a router of their own.
+fn forwarding(is_gateway: bool) -> Forwarding {
+    let outer = Ipv4Addr::new(192, 0, 2, 254);
+    let inner = Ipv4Addr::new(192, 0, 2, 253);
+    let route = |prefix, router, interface| Route { prefix, gateway: Some(router), interface, metric: 0 };
+    let interface = |index| Interface { index, mac: MAC, mtu: 1500, is_up: true };
+    let adjacency = |next_hop, interface| Adjacency { next_hop, mac: [4; 6], interface };
     Forwarding {
-        interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
-        routes: vec![Route { prefix: everywhere, gateway: Some(router), interface: 0, metric: 0 }],
-        adjacencies: vec![Adjacency { next_hop: router, mac: [4; 6], interface: 0 }],
+        interfaces: vec![interface(5), interface(6)],
+        routes: RouteTable::new(&[
+            route(Prefix::new(Ipv4Addr::UNSPECIFIED, 0), outer, OUTSIDE),
+            route(Prefix::new(INSIDE, 10), inner, INSIDE_INTERFACE),
+        ]),
+        adjacencies: vec![adjacency(outer, OUTSIDE), adjacency(inner, INSIDE_INTERFACE)],
+        gateway: is_gateway.then(|| Gateway {
+            realms: vec![Realm::Outside, Realm::Inside],
+            routers: vec![Some(US), Some(inner)],
+            ..Gateway::default()
+        }),
         ..Forwarding::default()
     }
 }
