@@ -17,6 +17,8 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     nat::{Bindings, Endpoint},
+    nodes::relay_input::Claims,
+    outer::Unsigned,
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
@@ -71,10 +73,17 @@ pub struct Context {
     pub(super) pending: [Bitmap; NODE_COUNT],
     pub(super) spare: Vec<u32>,
     pub(super) finished: Vec<u32>,
+    /// Headers written in this batch whose tags are still to be made.
+    pub(super) unsigned: Box<Unsigned>,
+    /// Headers read in this batch whose tags are still to be verified.
+    pub(super) claims: Box<Claims>,
 }
 
 impl Context {
     /// Runs `decide` on each packet of a batch and moves the packet on.
+    ///
+    /// Most packets of a batch go the same way, so those that go where the one before went are kept in a register and
+    /// entered together.
     #[inline]
     pub fn each(
         &mut self,
@@ -83,24 +92,44 @@ impl Context {
         node: NodeId,
         decide: impl Fn(&mut Self, &mut Frames, usize) -> Verdict,
     ) {
-        for slot in batch {
-            let verdict = decide(self, frames, slot);
-            self.leave(slot, node, verdict);
+        let mut way = NODES[node as usize].next.first().copied().unwrap_or(NodeId::Tx);
+        for (word, mut waiting) in batch.words() {
+            let mut together = 0;
+            while waiting != 0 {
+                let lowest = waiting & waiting.wrapping_neg();
+                waiting ^= lowest;
+                let slot = word * 64 + lowest.trailing_zeros() as usize;
+                match decide(self, frames, slot) {
+                    Verdict::Next(next) if next == way => together |= lowest,
+                    Verdict::Next(next) => {
+                        self.move_on(word, together, node, way);
+                        (way, together) = (next, lowest);
+                    }
+                    verdict => self.leave(slot, node, verdict),
+                }
+            }
+            self.move_on(word, together, node, way);
+        }
+        self.unsigned.sign(frames);
+    }
+
+    /// The packets of one word of a bitmap leave `node` for `next`.
+    #[inline]
+    fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
+        if packets != 0 {
+            debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
+            self.pending[next as usize].insert_word(word, packets);
+            add(&self.published.nodes[node as usize].next[next as usize], u64::from(packets.count_ones()));
         }
     }
 
     /// A packet leaves `node`. Every packet does so exactly once.
     #[inline]
     pub fn leave(&mut self, slot: usize, node: NodeId, verdict: Verdict) {
-        let counters = &self.published.nodes[node as usize];
         match verdict {
-            Verdict::Next(next) => {
-                debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
-                add(&counters.next[next as usize], 1);
-                self.pending[next as usize].insert(slot);
-            }
+            Verdict::Next(next) => self.move_on(slot / 64, 1 << (slot % 64), node, next),
             Verdict::Drop(reason) => {
-                add(&counters.drops[reason as usize], 1);
+                add(&self.published.nodes[node as usize].drops[reason as usize], 1);
                 add(&self.published.worker.dropped, 1);
                 self.finish(slot);
             }
@@ -153,17 +182,20 @@ impl Context {
         slot: usize,
         fan: usize,
         node: NodeId,
-        address: impl Fn(&mut Frames, &mut Packet, &Identity, &Link),
+        address: impl Fn(&mut Frames, &mut Packet, &Identity, &Link, &mut Unsigned),
     ) -> Verdict {
-        let links = self.fans[fan].links;
-        let Some(last) = links.iter().rposition(Option::is_some) else { return Verdict::Drop(Reason::NoPath) };
-        for (path, link) in links.iter().enumerate() {
-            let Some(link) = link else { continue };
+        let Some(last) = self.fans[fan].last_path() else { return Verdict::Drop(Reason::NoPath) };
+        for path in 0..=last {
+            if self.fans[fan].link(path).is_none() {
+                continue;
+            }
             let taken = if path == last { Some(slot) } else { self.copy(frames, slot, node, NodeId::IpOutput) };
-            if let Some(taken) = taken {
+            if let Some(taken) = taken
+                && let Some(link) = self.fans[fan].link(path)
+            {
                 let packet = &mut self.packets[taken];
-                packet.path = path as u8;
-                address(frames, packet, &self.identity, link);
+                packet.path = path;
+                address(frames, packet, &self.identity, link, &mut self.unsigned);
             }
         }
         Verdict::Next(NodeId::IpOutput)

@@ -2,38 +2,52 @@
 
 use super::{
     conntrack::{FanInit, FanReport, Link, NO_BINDING, PathCounters},
+    prefetch::prefetch,
     window::{Reject, Window},
 };
 use crate::limits::PATHS_MAX;
 
 /// One session's fan.
+///
+/// A packet touches three or four of its lines: the first, that of its path, and one or two words of the window.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Fan {
-    /// By path number.
-    pub links: [Option<Link>; PATHS_MAX],
     /// What the session was set up for.
     pub init: FanInit,
+    /// By path number: one bit each where there is a link.
+    paths: u8,
     /// Exit: the sequence number of the next packet down. Entry: unused.
     pub next_sequence: u64,
     /// Entry: the highest sequence number of an authentic packet from the client.
     pub newest_from_client: u64,
     lowest: u64,
     window: Window,
-    paths: [PathCounters; PATHS_MAX],
+    lanes: [Lane; PATHS_MAX],
 }
+
+/// One path: a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Lane {
+    link: Link,
+    counters: PathCounters,
+}
+
+const _: () = assert!(size_of::<Lane>() == 64);
+const _: () = assert!(PATHS_MAX <= 8, "Fan::paths has a bit for each path");
 
 impl Fan {
     /// A fan without paths.
     pub fn new(init: FanInit) -> Self {
         Self {
-            links: [None; PATHS_MAX],
             init,
+            paths: 0,
             next_sequence: 1,
             newest_from_client: 0,
             lowest: 0,
             window: Window::default(),
-            paths: [PathCounters::default(); PATHS_MAX],
+            lanes: [Lane { link: Link::NONE, counters: PathCounters::default() }; PATHS_MAX],
         }
     }
 
@@ -42,15 +56,54 @@ impl Fan {
         Self::new(FanInit { inside: std::net::Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: 0 })
     }
 
+    /// Asks for the lines that a packet of this path and sequence number touches.
+    #[inline]
+    pub fn prefetch(&self, path: u8, sequence: u64) {
+        prefetch(self);
+        prefetch(&self.lanes[usize::from(path) % PATHS_MAX]);
+        self.window.prefetch(sequence);
+    }
+
+    /// Asks for the lines that a packet down all paths touches.
+    #[inline]
+    pub fn prefetch_links(&self) {
+        let mut paths = self.paths;
+        while paths != 0 {
+            prefetch(&self.lanes[paths.trailing_zeros() as usize % PATHS_MAX]);
+            paths &= paths - 1;
+        }
+    }
+
     /// How many paths have a link.
     pub fn width(&self) -> usize {
-        self.links.iter().flatten().count()
+        self.paths.count_ones() as usize
+    }
+
+    /// The highest number of a path that has a link.
+    #[inline]
+    pub fn last_path(&self) -> Option<u8> {
+        self.paths.checked_ilog2().map(|path| path as u8)
+    }
+
+    /// The link of a path; `None` where there is none, or no such path.
+    #[inline]
+    pub fn link(&self, path: u8) -> Option<&Link> {
+        let has_link = usize::from(path) < PATHS_MAX && self.paths & 1 << path != 0;
+        has_link.then(|| &self.lanes[usize::from(path)].link)
+    }
+
+    /// Sets or clears the link of a path. False where there is no such path.
+    pub fn set_link(&mut self, path: u8, link: Option<Link>) -> bool {
+        let Some(lane) = self.lanes.get_mut(usize::from(path)) else { return false };
+        lane.link = link.unwrap_or(Link::NONE);
+        self.paths = self.paths & !(1 << path) | u8::from(link.is_some()) << path;
+        true
     }
 
     /// An authentic copy of packet `sequence` came over `path`: is it the first?
     #[inline]
     pub fn merge(&mut self, path: u8, sequence: u64) -> Result<(), Reject> {
-        let counters = &mut self.paths[usize::from(path)];
+        let counters = &mut self.lanes[usize::from(path)].counters;
         counters.received += 1;
         self.window.check(sequence)?;
         counters.first += 1;
@@ -63,6 +116,31 @@ impl Fan {
 
     /// How the merging goes.
     pub fn report(&self) -> FanReport {
-        FanReport { paths: self.paths, highest: self.window.highest(), lowest: self.lowest, client: None }
+        FanReport {
+            paths: self.lanes.map(|lane| lane.counters),
+            highest: self.window.highest(),
+            lowest: self.lowest,
+            client: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_come_and_go() {
+        let mut fan = Fan::unused();
+        assert_eq!((fan.width(), fan.last_path()), (0, None));
+        for path in [3, 0, 7] {
+            assert!(fan.set_link(path, Some(Link { generation: u16::from(path), ..Link::NONE })));
+        }
+        assert_eq!((fan.width(), fan.last_path()), (3, Some(7)));
+        assert_eq!(fan.link(3).map(|link| link.generation), Some(3));
+        assert!(fan.set_link(7, None));
+        assert_eq!((fan.width(), fan.last_path()), (2, Some(3)));
+        assert!(fan.link(7).is_none() && fan.link(8).is_none() && fan.link(255).is_none());
+        assert!(!fan.set_link(8, Some(Link::NONE)));
     }
 }

@@ -26,6 +26,7 @@ pub mod published;
 pub mod reason;
 pub mod route_cache;
 pub mod route_table;
+pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod waiting;

@@ -1,8 +1,8 @@
 //! The overlay's own headers: outer IPv4, UDP and relay header, written in place or pushed.
 
-use super::{conntrack::Link, driver::Frames, forwarding::Identity, packet::Packet};
+use super::{conntrack::Link, driver::Frames, forwarding::Identity, packet::Packet, tags::Tags};
 use crate::{
-    limits::PATHS_MAX,
+    limits::{PACKET_SLOTS, PATHS_MAX},
     wire::{OVERLAY_BYTES, ethernet, ip4, relay, udp},
 };
 
@@ -17,11 +17,50 @@ pub(super) const INNER_AT: usize = OVERLAY_BYTES;
 
 const _: () = assert!(PATHS_MAX <= u8::MAX as usize, "the path number is one byte");
 
-/// Addresses a relay packet that has its headers already to the other end of `link`.
+/// Relay headers that are written but for their tags, which are made together ([`Tags`]).
+pub(super) struct Unsigned {
+    tags: Tags,
+    /// Frame, and where in it the relay header starts.
+    places: [(u32, u16); PACKET_SLOTS],
+}
+
+impl Unsigned {
+    /// None.
+    pub(super) fn new() -> Self {
+        Self { tags: Tags::new(), places: [(0, 0); PACKET_SLOTS] }
+    }
+
+    #[inline]
+    fn push(&mut self, frame: u32, at: u16, header: relay::Tagged, key: &relay::HopKey) {
+        let place = self.tags.push(header, key);
+        self.places[place] = (frame, at);
+    }
+
+    /// Makes and writes the tags of all of them.
+    #[inline]
+    pub(super) fn sign(&mut self, frames: &mut Frames) {
+        if self.tags.is_empty() {
+            return;
+        }
+        for (tag, (frame, at)) in self.tags.make().iter().zip(&self.places) {
+            relay::emit_tag(&mut frames.frame(*frame)[usize::from(*at)..], *tag);
+        }
+    }
+}
+
+/// Addresses a relay packet that has its headers already to the other end of `link`. The tag is added by
+/// [`Unsigned::sign`].
 #[inline]
-pub(super) fn rewrite(frames: &mut Frames, packet: &mut Packet, identity: &Identity, link: &Link) {
+pub(super) fn rewrite(
+    frames: &mut Frames,
+    packet: &mut Packet,
+    identity: &Identity,
+    link: &Link,
+    unsigned: &mut Unsigned,
+) {
     let bytes = packet.ip(frames);
     let length = bytes.len() as u16;
+    let bytes: &mut [u8; OVERLAY_BYTES] = bytes.first_chunk_mut().expect("a relay packet has all its headers");
     let header = relay::Header {
         kind: packet.kind,
         path: packet.path,
@@ -32,15 +71,22 @@ pub(super) fn rewrite(frames: &mut Frames, packet: &mut Packet, identity: &Ident
     ip4::emit(bytes, identity.address, link.address, ip4::UDP, length, TTL);
     let datagram = length - ip4::HEADER_BYTES as u16;
     udp::emit(&mut bytes[ip4::HEADER_BYTES..], identity.data_port, link.port, datagram);
-    relay::emit(&mut bytes[RELAY_AT..], &header, &link.key);
+    let tagged = relay::emit_untagged(&mut bytes[RELAY_AT..], &header);
+    unsigned.push(packet.frame, packet.l3 + RELAY_AT as u16, tagged, &link.key);
     packet.destination = link.address;
 }
 
 /// Pushes the overlay's headers before the inner packet at `l3`, and addresses them to `link`'s other end.
 #[inline]
-pub(super) fn push(frames: &mut Frames, packet: &mut Packet, identity: &Identity, link: &Link) {
+pub(super) fn push(
+    frames: &mut Frames,
+    packet: &mut Packet,
+    identity: &Identity,
+    link: &Link,
+    unsigned: &mut Unsigned,
+) {
     place(packet, usize::from(packet.l3) - OVERLAY_BYTES);
-    rewrite(frames, packet, identity, link);
+    rewrite(frames, packet, identity, link, unsigned);
 }
 
 /// Takes the overlay's headers off: `l3` is the inner packet's header from now on.

@@ -158,6 +158,26 @@ impl Bitmap {
         self.0[slot / 64] |= 1 << (slot % 64);
     }
 
+    /// Puts slots in, the lowest being `64 * word`.
+    #[inline]
+    pub fn insert_word(&mut self, word: usize, slots: u64) {
+        self.0[word] |= slots;
+    }
+
+    /// Its 64-bit words with their numbers, for loops in which each instruction counts.
+    #[inline]
+    pub fn words(self) -> impl Iterator<Item = (usize, u64)> {
+        self.0.into_iter().enumerate()
+    }
+
+    /// Puts all slots of another set in.
+    #[inline]
+    pub fn insert_all(&mut self, other: Self) {
+        for (word, slots) in other.words() {
+            self.insert_word(word, slots);
+        }
+    }
+
     /// True where the slot is in.
     #[inline]
     pub fn contains(&self, slot: usize) -> bool {

@@ -4,6 +4,7 @@
 //! start at 1 and never wrap (64 bits). Checking is separate from marking, since only an authentic packet may
 //! be marked and checking is the cheaper test.
 
+use super::prefetch::prefetch;
 use crate::limits::WINDOW_BITS;
 
 const WORDS: usize = WINDOW_BITS / 64;
@@ -22,6 +23,7 @@ pub enum Reject {
 
 /// The window.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct Window {
     highest: u64,
     words: [u64; WORDS],
@@ -38,6 +40,12 @@ impl Window {
     #[inline]
     pub fn highest(&self) -> u64 {
         self.highest
+    }
+
+    /// Asks for the word of `sequence`.
+    #[inline]
+    pub fn prefetch(&self, sequence: u64) {
+        prefetch(&self.words[word(sequence)]);
     }
 
     /// May `sequence` still be marked?

@@ -19,8 +19,8 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
     nat::{Bindings, NatConfig},
-    nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS},
-    outer,
+    nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
+    outer::{self, Unsigned},
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
@@ -126,6 +126,8 @@ impl<D: Driver> Worker<D> {
             pending: [Bitmap::default(); NODE_COUNT],
             spare: Vec::with_capacity(PACKET_SLOTS),
             finished: Vec::with_capacity(PACKET_SLOTS * 2),
+            unsigned: Box::new(Unsigned::new()),
+            claims: Box::new(Claims::new()),
         };
         Self {
             context,
@@ -158,8 +160,9 @@ impl<D: Driver> Worker<D> {
         self.receive();
         let packets = PACKET_SLOTS - self.context.free.count();
         if packets > 0 {
-            self.visit_nodes();
-            self.transmit();
+            let received = self.clock.raw();
+            self.visit_nodes(received);
+            self.transmit(received);
         }
         self.end(packets);
         let has_events = self.context.events.slots() < self.context.events.buffer().capacity();
@@ -209,9 +212,8 @@ impl<D: Driver> Worker<D> {
             }
             Command::SetFanLink { fan, path, link } => {
                 if let Some(fan) = self.context.fans.get_mut(fan as usize)
-                    && let Some(place) = fan.links.get_mut(usize::from(path))
+                    && fan.set_link(path, link)
                 {
-                    *place = link;
                     self.width = self.width.max(fan.width());
                 }
             }
@@ -326,7 +328,9 @@ impl<D: Driver> Worker<D> {
         let payload = &mut packet.ip(frames)[outer::RELAY_AT..];
         payload.fill(0);
         write(payload, probe::SENT, &self.context.now.to_be_bytes());
-        outer::rewrite(frames, &mut packet, &self.context.identity, &probe::link_to(&peer, peer.key));
+        let link = probe::link_to(&peer, peer.key);
+        outer::rewrite(frames, &mut packet, &self.context.identity, &link, &mut self.context.unsigned);
+        self.context.unsigned.sign(frames);
         self.context.inject(packet, NodeId::IpOutput).expect("apply_commands leaves room for one packet");
     }
 
@@ -400,8 +404,8 @@ impl<D: Driver> Worker<D> {
         add(&self.context.published.worker.received_bytes, bytes);
     }
 
-    fn visit_nodes(&mut self) {
-        let mut before = self.clock.raw();
+    fn visit_nodes(&mut self, received: u64) {
+        let mut before = received;
         for node in &NODES {
             let batch = self.context.pending[node.id as usize];
             if batch.is_empty() || node.id == NodeId::Tx {
@@ -424,7 +428,7 @@ impl<D: Driver> Worker<D> {
         self.histograms.nodes[node as usize].saturating_record_n(nanos / packets, packets);
     }
 
-    fn transmit(&mut self) {
+    fn transmit(&mut self, received: u64) {
         let batch = std::mem::take(&mut self.context.pending[NodeId::Tx as usize]);
         if batch.is_empty() {
             return;
@@ -443,28 +447,37 @@ impl<D: Driver> Worker<D> {
         let mut refused = Bitmap::default();
         self.driver.transmit(&self.transmit, &mut refused);
         self.driver.flush();
-        let clocks = self.clock.raw().saturating_sub(before);
-        self.record(NodeId::Tx, batch.count() as u64, clocks);
-        self.finish_sent(batch, refused, self.clock.delta_as_nanos(0, clocks));
+        let after = self.clock.raw();
+        self.record(NodeId::Tx, batch.count() as u64, after.saturating_sub(before));
+        self.finish_sent(batch, refused, self.clock.delta_as_nanos(received, after));
     }
 
     /// What the driver took is its own now; the places in `refused` found a ring full.
-    fn finish_sent(&mut self, batch: Bitmap, refused: Bitmap, in_tx: u64) {
-        let mut bytes = 0;
+    fn finish_sent(&mut self, batch: Bitmap, refused: Bitmap, in_sweep: Nanos) {
+        let (mut bytes, mut sent, mut fresh) = (0, 0, 0);
         for (place, slot) in batch.enumerate() {
             if refused.contains(place) {
                 self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
                 continue;
             }
             let packet = &self.context.packets[slot];
+            sent += 1;
             bytes += u64::from(packet.length);
-            let residence = self.context.now.saturating_sub(packet.received) + in_tx;
+            if packet.received == self.context.now && !packet.has_waited {
+                // All of these stayed equally long: they are recorded together.
+                fresh += 1;
+                continue;
+            }
+            let residence = self.context.now.saturating_sub(packet.received) + in_sweep;
             let histogram =
                 if packet.has_waited { &mut self.histograms.waited } else { &mut self.histograms.residence };
             histogram.saturating_record(residence);
-            self.context.finish_without_frame(slot);
         }
-        add(&self.context.published.worker.sent, (batch.count() - refused.count()) as u64);
+        if fresh > 0 {
+            self.histograms.residence.saturating_record_n(in_sweep, fresh);
+        }
+        self.context.free.insert_all(batch);
+        add(&self.context.published.worker.sent, sent);
         add(&self.context.published.worker.sent_bytes, bytes);
     }
 

@@ -2,22 +2,24 @@
 
 use std::net::Ipv4Addr;
 
-/// One's-complement sum of `bytes` on top of `sum`, not yet folded.
+/// One's-complement sum of `bytes` on top of `sum`, folded to 16 bits.
+///
+/// The words are added as the CPU reads them and the sum is turned round once: it does not depend on the byte order
+/// (RFC 1071 section 2 (B)).
 #[inline]
 pub fn sum(bytes: &[u8], sum: u32) -> u32 {
-    let mut total = u64::from(sum);
+    let mut total = 0u64;
     let mut words = bytes.chunks_exact(4);
     for word in &mut words {
-        total += u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]]));
+        total += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
     }
     let mut last = [0u8; 4];
     let rest = words.remainder();
     last[..rest.len()].copy_from_slice(rest);
-    total += u64::from(u32::from_be_bytes(last));
+    total += u64::from(u32::from_ne_bytes(last));
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff_ffff) + (total >> 32);
-    let folded = (total & 0xffff) + (total >> 16);
-    folded as u32
+    u32::from(u16::from_be(fold(total as u32))) + (sum & 0xffff) + (sum >> 16)
 }
 
 /// Folds a sum to 16 bits.
@@ -43,15 +45,12 @@ pub fn is_valid(bytes: &[u8]) -> bool {
 /// The sum of the IPv4 pseudo-header of UDP and TCP.
 #[inline]
 pub fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, bytes: u16) -> u32 {
-    let mut header = [0u8; 12];
-    header[..4].copy_from_slice(&source.octets());
-    header[4..8].copy_from_slice(&destination.octets());
-    header[9] = protocol;
-    header[10..].copy_from_slice(&bytes.to_be_bytes());
-    sum(&header, 0)
+    let (from, to) = (source.to_bits(), destination.to_bits());
+    (from >> 16) + (from & 0xffff) + (to >> 16) + (to & 0xffff) + u32::from(protocol) + u32::from(bytes)
 }
 
-/// A running change to a checksum: the difference between words removed and words put in their place.
+/// A running change to a checksum: the difference between words removed and words put in their place, at most some
+/// thousands of them. Folded when it is applied.
 ///
 /// RFC 1624 equation 3: HC' = ~(~HC + ~m + m').
 #[derive(Clone, Copy, Default, Debug)]
@@ -61,8 +60,7 @@ impl Delta {
     /// A 16-bit word that changed from `old` to `new`.
     #[inline]
     pub fn word(self, old: u16, new: u16) -> Self {
-        let sum = self.0 + u32::from(!old) + u32::from(new);
-        Self((sum & 0xffff) + (sum >> 16))
+        Self(self.0 + u32::from(!old) + u32::from(new))
     }
 
     /// An IPv4 address that changed from `old` to `new`.
@@ -75,7 +73,7 @@ impl Delta {
     /// The checksum field that was `field` before the change.
     #[inline]
     pub fn apply(self, field: u16) -> u16 {
-        !fold(u32::from(!field) + self.0)
+        !fold(u32::from(!field) + u32::from(fold(self.0)))
     }
 }
 

@@ -96,33 +96,32 @@ pub fn parse(packet: &[u8]) -> Result<Header, Malformed> {
     if header.total_length < header.header_length || header.total_length > packet.len() {
         return Err(Malformed::Length);
     }
-    if !checksum::is_valid(&packet[..header.header_length]) {
-        return Err(Malformed::Checksum);
-    }
-    Ok(header)
+    let is_valid = match packet.first_chunk::<HEADER_BYTES>() {
+        Some(plain) if header.header_length == HEADER_BYTES => checksum::is_valid(plain),
+        _ => checksum::is_valid(&packet[..header.header_length]),
+    };
+    if is_valid { Ok(header) } else { Err(Malformed::Checksum) }
 }
 
 /// Reads a header quoted by an ICMP error: its packet is cut short and its checksum may be stale.
 #[inline]
 pub fn parse_quoted(packet: &[u8]) -> Result<Header, Malformed> {
-    if packet.len() < HEADER_BYTES {
-        return Err(Malformed::TooShort);
-    }
-    if packet[0] >> 4 != 4 {
+    let Some(header) = packet.first_chunk::<HEADER_BYTES>() else { return Err(Malformed::TooShort) };
+    if header[0] >> 4 != 4 {
         return Err(Malformed::Version);
     }
-    let header_length = usize::from(packet[0] & 0xf) * 4;
+    let header_length = usize::from(header[0] & 0xf) * 4;
     if header_length < HEADER_BYTES || header_length > packet.len() {
         return Err(Malformed::Length);
     }
     Ok(Header {
         header_length,
-        total_length: usize::from(read_u16(packet, TOTAL_LENGTH)),
-        fragment: read_u16(packet, FRAGMENT),
-        ttl: packet[TTL],
-        protocol: packet[PROTOCOL],
-        source: Ipv4Addr::from_bits(read_u32(packet, SOURCE)),
-        destination: Ipv4Addr::from_bits(read_u32(packet, DESTINATION)),
+        total_length: usize::from(read_u16(header, TOTAL_LENGTH)),
+        fragment: read_u16(header, FRAGMENT),
+        ttl: header[TTL],
+        protocol: header[PROTOCOL],
+        source: Ipv4Addr::from_bits(read_u32(header, SOURCE)),
+        destination: Ipv4Addr::from_bits(read_u32(header, DESTINATION)),
     })
 }
 
@@ -155,18 +154,19 @@ pub fn has_source_route(header: &[u8]) -> bool {
 /// Writes a header without options, "don't fragment" set, identification zero (RFC 6864: atomic).
 #[inline]
 pub fn emit(packet: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, total_length: u16, ttl: u8) {
-    packet[0] = 0x45;
-    packet[1] = 0;
-    write(packet, TOTAL_LENGTH, &total_length.to_be_bytes());
-    write(packet, IDENTIFICATION, &[0, 0]);
-    write(packet, FRAGMENT, &DONT_FRAGMENT.to_be_bytes());
-    packet[TTL] = ttl;
-    packet[PROTOCOL] = protocol;
-    write(packet, CHECKSUM, &[0, 0]);
-    write(packet, SOURCE, &source.octets());
-    write(packet, DESTINATION, &destination.octets());
-    let field = checksum::of(&packet[..HEADER_BYTES]);
-    write(packet, CHECKSUM, &field.to_be_bytes());
+    let (from, to) = (source.to_bits(), destination.to_bits());
+    let start = 0x4500_0000_0000_0000 | u64::from(total_length) << 32 | u64::from(DONT_FRAGMENT);
+    let ttl_and_protocol = u32::from(ttl) << 8 | u32::from(protocol);
+    // Summed from the values: reading back what was just written in other sizes would stall.
+    let constant = 0x4500 + u32::from(DONT_FRAGMENT);
+    let addresses = (from >> 16) + (from & 0xffff) + (to >> 16) + (to & 0xffff);
+    let field = !checksum::fold(constant + u32::from(total_length) + ttl_and_protocol + addresses);
+
+    let header: &mut [u8; HEADER_BYTES] = packet.first_chunk_mut().expect("the caller has room for a header");
+    header[..TTL].copy_from_slice(&start.to_be_bytes());
+    header[TTL..SOURCE].copy_from_slice(&(ttl_and_protocol << 16 | u32::from(field)).to_be_bytes());
+    header[SOURCE..DESTINATION].copy_from_slice(&from.to_be_bytes());
+    header[DESTINATION..].copy_from_slice(&to.to_be_bytes());
 }
 
 /// Type of service of what routers say (RFC 1812 section 4.3.2.5).
@@ -185,6 +185,7 @@ pub fn set_type_of_service(packet: &mut [u8], new: u8) {
 /// change for the checksum of the transport header.
 #[inline]
 pub fn replace_address(packet: &mut [u8], at: usize, new: Ipv4Addr) -> Delta {
+    let packet: &mut [u8; HEADER_BYTES] = packet.first_chunk_mut().expect("the caller has checked the header");
     let old = Ipv4Addr::from_bits(read_u32(packet, at));
     let delta = Delta::default().address(old, new);
     write(packet, at, &new.octets());
@@ -196,9 +197,11 @@ pub fn replace_address(packet: &mut [u8], at: usize, new: Ipv4Addr) -> Delta {
 /// Lowers the time to live by one and updates the checksum. The caller has checked that it is above zero.
 #[inline]
 pub fn decrement_ttl(packet: &mut [u8]) {
+    let packet: &mut [u8; HEADER_BYTES] = packet.first_chunk_mut().expect("the caller has checked the header");
     let old = read_u16(packet, TTL);
-    packet[TTL] -= 1;
-    let field = Delta::default().word(old, read_u16(packet, TTL)).apply(read_u16(packet, CHECKSUM));
+    let new = old - (1 << 8);
+    packet[TTL] = (new >> 8) as u8;
+    let field = Delta::default().word(old, new).apply(read_u16(packet, CHECKSUM));
     write(packet, CHECKSUM, &field.to_be_bytes());
 }
 

@@ -17,19 +17,25 @@ pub const OVERLAY_BYTES: usize = ip4::HEADER_BYTES + udp::HEADER_BYTES + relay::
 /// The big-endian 16-bit word at `at`. Panics where the caller has not checked the length.
 #[inline]
 pub fn read_u16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+    u16::from_be_bytes(array(bytes, at))
 }
 
 /// The big-endian 32-bit word at `at`. Panics where the caller has not checked the length.
 #[inline]
 pub fn read_u32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_be_bytes(array(bytes, at))
 }
 
 /// The big-endian 64-bit word at `at`. Panics where the caller has not checked the length.
 #[inline]
 pub fn read_u64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(read_u32(bytes, at)) << 32 | u64::from(read_u32(bytes, at + 4))
+    u64::from_be_bytes(array(bytes, at))
+}
+
+/// One check of the length, one load.
+#[inline]
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the slice has this length")
 }
 
 /// Writes `bytes` at `at`.

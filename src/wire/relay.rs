@@ -20,7 +20,8 @@ pub const PROBE_BYTES: usize = 24;
 
 const PATH: usize = 1;
 const GENERATION: usize = 2;
-const CT_INDEX: usize = 4;
+/// Offset of the receiver's slot.
+pub const CT_INDEX: usize = 4;
 const SEQUENCE: usize = 8;
 const TAG: usize = 16;
 
@@ -85,12 +86,43 @@ pub struct Header {
     pub sequence: u64,
 }
 
+/// The bytes of a header that the tag covers, as two big-endian words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tagged {
+    first: u64,
+    sequence: u64,
+}
+
+impl Tagged {
+    /// Of a header on the wire. Panics where the caller has not checked the length.
+    #[inline]
+    pub fn of(payload: &[u8]) -> Self {
+        Self { first: read_u64(payload, 0), sequence: read_u64(payload, SEQUENCE) }
+    }
+
+    /// As SipHash reads them: little-endian.
+    #[inline]
+    pub fn words(self) -> [u64; 2] {
+        [self.first.swap_bytes(), self.sequence.swap_bytes()]
+    }
+}
+
+impl Header {
+    /// The bytes that the tag covers.
+    #[inline]
+    pub fn tagged(&self) -> Tagged {
+        let first = u64::from(VERSION << 4 | self.kind as u8) << 56
+            | u64::from(self.path) << 48
+            | u64::from(self.generation) << 32
+            | u64::from(self.ct_index);
+        Tagged { first, sequence: self.sequence }
+    }
+}
+
 /// Reads the header at the start of a UDP payload. Does not look at the tag.
 #[inline]
 pub fn parse(payload: &[u8]) -> Result<Header, Malformed> {
-    if payload.len() < HEADER_BYTES {
-        return Err(Malformed::TooShort);
-    }
+    let Some(payload) = payload.first_chunk::<HEADER_BYTES>() else { return Err(Malformed::TooShort) };
     if payload[0] >> 4 != VERSION {
         return Err(Malformed::Version);
     }
@@ -115,24 +147,49 @@ pub fn parse(payload: &[u8]) -> Result<Header, Malformed> {
 /// Writes the header and its tag. `payload` must hold at least [`HEADER_BYTES`].
 #[inline]
 pub fn emit(payload: &mut [u8], header: &Header, key: &HopKey) {
-    payload[0] = VERSION << 4 | header.kind as u8;
-    payload[PATH] = header.path;
-    write(payload, GENERATION, &header.generation.to_be_bytes());
-    write(payload, CT_INDEX, &header.ct_index.to_be_bytes());
-    write(payload, SEQUENCE, &header.sequence.to_be_bytes());
-    let tag = tag(payload, key);
+    let tagged = emit_untagged(payload, header);
+    emit_tag(payload, tag(tagged, key));
+}
+
+/// Writes the header but for its tag, which [`emit_tag`] adds. `payload` must hold at least [`HEADER_BYTES`].
+#[inline]
+pub fn emit_untagged(payload: &mut [u8], header: &Header) -> Tagged {
+    let tagged = header.tagged();
+    write(payload, 0, &tagged.first.to_be_bytes());
+    write(payload, SEQUENCE, &tagged.sequence.to_be_bytes());
+    tagged
+}
+
+/// Writes the tag. `payload` must hold at least [`HEADER_BYTES`].
+#[inline]
+pub fn emit_tag(payload: &mut [u8], tag: u64) {
     write(payload, TAG, &tag.to_be_bytes());
 }
 
-/// True where the tag is the one `key` makes. Compares in constant time.
+/// The tag on the wire. Panics where the caller has not checked the length.
 #[inline]
-pub fn is_authentic(payload: &[u8], key: &HopKey) -> bool {
-    (tag(payload, key) ^ read_u64(payload, TAG)) == 0
+pub fn read_tag(payload: &[u8]) -> u64 {
+    read_u64(payload, TAG)
 }
 
+/// True where the tag is the one `key` makes.
 #[inline]
-fn tag(payload: &[u8], key: &HopKey) -> u64 {
-    SipHasher24::new_with_key(key).hash(&payload[..TAGGED_BYTES])
+pub fn is_authentic(payload: &[u8], key: &HopKey) -> bool {
+    is_same_tag(tag(Tagged::of(payload), key), read_tag(payload))
+}
+
+/// Compares in constant time.
+#[inline]
+pub fn is_same_tag(made: u64, received: u64) -> bool {
+    made ^ received == 0
+}
+
+/// The tag under `key`.
+#[inline]
+pub fn tag(header: Tagged, key: &HopKey) -> u64 {
+    let [first, second] = header.words();
+    let bytes = u128::from(first) | u128::from(second) << 64;
+    SipHasher24::new_with_key(key).hash(&bytes.to_le_bytes())
 }
 
 #[cfg(test)]

@@ -28,8 +28,6 @@ pub fn checked_length(datagram: &[u8]) -> Option<usize> {
 /// header has a tag of its own and the inner packet its own checksums.
 #[inline]
 pub fn emit(datagram: &mut [u8], source: u16, destination: u16, length: u16) {
-    write(datagram, SOURCE, &source.to_be_bytes());
-    write(datagram, DESTINATION, &destination.to_be_bytes());
-    write(datagram, LENGTH, &length.to_be_bytes());
-    write(datagram, CHECKSUM, &[0, 0]);
+    let header = u64::from(source) << 48 | u64::from(destination) << 32 | u64::from(length) << 16;
+    write(datagram, SOURCE, &header.to_be_bytes());
 }

@@ -22,7 +22,7 @@ fn entry_down(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if session.up.port == 0 {
         return Verdict::Drop(Reason::NoPath);
     }
-    outer::rewrite(frames, packet, &context.identity, &session.up);
+    outer::rewrite(frames, packet, &context.identity, &session.up, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }
 

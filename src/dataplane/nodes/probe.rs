@@ -46,7 +46,7 @@ fn probe(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
         write(payload, REMOTE_RECEIVED, &packet.received.to_be_bytes());
         let packet = &mut context.packets[slot];
         packet.kind = relay::Kind::ProbeReply;
-        outer::rewrite(frames, packet, &context.identity, &link_to(&known, key));
+        outer::rewrite(frames, packet, &context.identity, &link_to(&known, key), &mut context.unsigned);
         return Verdict::Next(NodeId::IpOutput);
     }
     let answer = Event::ProbeAnswered(ProbeAnswer {

@@ -14,7 +14,7 @@ fn relay_forward(context: &mut Context, frames: &mut Frames, slot: usize) -> Ver
     let packet = &mut context.packets[slot];
     let session = &context.slots[packet.slot as usize];
     let link = if packet.kind.is_up() { &session.down } else { &session.up };
-    outer::rewrite(frames, packet, &context.identity, link);
+    outer::rewrite(frames, packet, &context.identity, link, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }
 

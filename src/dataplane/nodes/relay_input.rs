@@ -9,81 +9,197 @@
 
 use super::prelude::*;
 use crate::{
-    dataplane::conntrack::{CtIndex, Link, Role},
-    limits::PATHS_MAX,
+    dataplane::{
+        conntrack::{CtIndex, Link, Role},
+        outer::RELAY_AT,
+        packet::Bitmap,
+        prefetch::prefetch,
+        tags::Tags,
+    },
+    limits::PACKET_SLOTS,
     wire::{ip4, read_u16, read_u32, relay, udp},
 };
 
-node!(RelayInput, "relay_input", [Probe, EntryUp, EntryDown, RelayForward, ExitUp, Handoff], relay_input);
+/// The node's entry in the graph.
+pub(in crate::dataplane) const NODE: Node = Node {
+    id: NodeId::RelayInput,
+    name: "relay_input",
+    next: &[NodeId::Probe, NodeId::EntryUp, NodeId::EntryDown, NodeId::RelayForward, NodeId::ExitUp, NodeId::Handoff],
+    process: relay_input,
+};
 
-fn relay_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
-    let packet = context.packets[slot];
-    let ip = packet.ip(frames);
-    let payload = &ip[ip4::HEADER_BYTES + udp::HEADER_BYTES..];
-    let header = match relay::parse(payload) {
+/// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together.
+fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
+    for slot in batch {
+        ask_for_session(context, frames, slot);
+    }
+    for slot in batch {
+        match look_up(context, frames, slot) {
+            Ok(next) => context.claims.push(slot, next),
+            Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
+        }
+    }
+    authenticate(context, frames);
+}
+
+/// Packets that claim to be of a session, and their tags as received.
+pub(in crate::dataplane) struct Claims {
+    count: usize,
+    claims: [Claim; PACKET_SLOTS],
+    tags: Tags,
+}
+
+#[derive(Clone, Copy)]
+struct Claim {
+    slot: u8,
+    next: NodeId,
+    tag: u64,
+}
+
+const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
+
+impl Claims {
+    /// None.
+    pub(in crate::dataplane) fn new() -> Self {
+        let claim = Claim { slot: 0, next: NodeId::RelayInput, tag: 0 };
+        Self { count: 0, claims: [claim; PACKET_SLOTS], tags: Tags::new() }
+    }
+
+    #[inline]
+    fn push(&mut self, slot: usize, next: NodeId) {
+        self.claims[self.count] = Claim { slot: slot as u8, next, tag: 0 };
+        self.count += 1;
+    }
+}
+
+/// Asks for the line of the slot that the packet names, and for that of the slot's stamp.
+#[inline]
+fn ask_for_session(context: &Context, frames: &mut Frames, slot: usize) {
+    let ip = context.packets[slot].ip(frames);
+    if let Some(header) = ip.get(RELAY_AT..).and_then(|payload| payload.first_chunk::<{ relay::HEADER_BYTES }>()) {
+        let index = CtIndex(read_u32(header, relay::CT_INDEX)).slot() as usize;
+        if let (Some(session), Some(stamp)) = (context.slots.get(index), context.published.slots.get(index)) {
+            prefetch(session);
+            prefetch(stamp);
+        }
+    }
+}
+
+/// Slot, generation, direction. Where the session is spread over paths, asks for the memory of this one.
+#[inline]
+fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<NodeId, Verdict> {
+    let packet = &mut context.packets[slot];
+    let header = match relay::parse(&packet.ip(frames)[RELAY_AT..]) {
         Ok(header) => header,
-        Err(relay::Malformed::TooShort) => return Verdict::Drop(Reason::TooShort),
-        Err(relay::Malformed::Version) => return Verdict::Drop(Reason::BadVersion),
-        Err(relay::Malformed::Kind) => return Verdict::Drop(Reason::UnknownKind),
+        Err(relay::Malformed::TooShort) => return Err(Verdict::Drop(Reason::TooShort)),
+        Err(relay::Malformed::Version) => return Err(Verdict::Drop(Reason::BadVersion)),
+        Err(relay::Malformed::Kind) => return Err(Verdict::Drop(Reason::UnknownKind)),
     };
+    packet.kind = header.kind;
+    packet.sequence = header.sequence;
     if header.kind.is_probe() {
-        let packet = &mut context.packets[slot];
-        packet.kind = header.kind;
-        packet.sequence = header.sequence;
-        return Verdict::Next(NodeId::Probe);
+        return Err(Verdict::Next(NodeId::Probe));
     }
     let ct_index = CtIndex(header.ct_index);
     if ct_index.worker() != context.index {
         if ct_index.worker() >= usize::from(context.identity.workers) {
-            return Verdict::Drop(Reason::FreeSlot);
+            return Err(Verdict::Drop(Reason::FreeSlot));
         }
-        return context.hand_off(slot, ct_index.worker(), NodeId::RelayInput);
+        return Err(context.hand_off(slot, ct_index.worker(), NodeId::RelayInput));
     }
-    let Some(session) = context.slots.get(ct_index.slot() as usize) else { return Verdict::Drop(Reason::FreeSlot) };
-    if session.role == Role::Free {
-        return Verdict::Drop(Reason::FreeSlot);
-    }
-    if session.generation != header.generation {
-        return Verdict::Drop(Reason::StaleGeneration);
-    }
-    let (link, next) = match (session.role, header.kind.is_up()) {
-        (Role::Entry, true) => (&session.up, NodeId::EntryUp),
-        (Role::Relay, true) => (&session.up, NodeId::RelayForward),
-        (Role::Relay, false) => (&session.down, NodeId::RelayForward),
-        (Role::Entry, false) | (Role::Exit, true) => {
-            let fan = &context.fans[session.fan as usize];
-            if usize::from(header.path) >= PATHS_MAX {
-                return Verdict::Drop(Reason::WrongPath);
-            }
-            let Some(link) = &fan.links[usize::from(header.path)] else { return Verdict::Drop(Reason::WrongPath) };
-            (link, if session.role == Role::Exit { NodeId::ExitUp } else { NodeId::EntryDown })
-        }
-        (Role::Exit, false) | (Role::Free, _) => return Verdict::Drop(Reason::WrongDirection),
-    };
-    let may_move = next == NodeId::EntryUp && header.kind == relay::Kind::KeepAliveUp;
-    if !may_move && !is_from(ip, link) {
-        return Verdict::Drop(Reason::WrongSource);
-    }
-    if !relay::is_authentic(payload, &link.key) {
-        return Verdict::Drop(Reason::WrongTag);
-    }
-    let stamp = &context.published.slots[ct_index.slot() as usize];
-    if header.kind.is_up() {
-        stamp.touch(context.tick, packet.ip_length());
-    } else {
-        stamp.count(packet.ip_length());
-    }
-    let packet = &mut context.packets[slot];
     packet.slot = ct_index.slot();
     packet.path = header.path;
-    packet.kind = header.kind;
-    packet.sequence = header.sequence;
-    Verdict::Next(next)
+    let Some(session) = context.slots.get(ct_index.slot() as usize) else {
+        return Err(Verdict::Drop(Reason::FreeSlot));
+    };
+    if session.role == Role::Free {
+        return Err(Verdict::Drop(Reason::FreeSlot));
+    }
+    if session.generation != header.generation {
+        return Err(Verdict::Drop(Reason::StaleGeneration));
+    }
+    let next = match (session.role, header.kind.is_up()) {
+        (Role::Relay, _) => return Ok(NodeId::RelayForward),
+        (Role::Entry, true) => NodeId::EntryUp,
+        (Role::Entry, false) => NodeId::EntryDown,
+        (Role::Exit, true) => NodeId::ExitUp,
+        (Role::Exit, false) | (Role::Free, _) => return Err(Verdict::Drop(Reason::WrongDirection)),
+    };
+    let fan = &context.fans[session.fan as usize];
+    fan.prefetch(header.path, header.sequence);
+    Ok(next)
+}
+
+/// Source address, then tag. What passes goes on.
+fn authenticate(context: &mut Context, frames: &mut Frames) {
+    let mut kept = 0;
+    for place in 0..std::mem::take(&mut context.claims.count) {
+        let claim = context.claims.claims[place];
+        let slot = usize::from(claim.slot);
+        let packet = context.packets[slot];
+        let ip = packet.ip(frames);
+        match link_of(context, slot, claim.next) {
+            None => context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath)),
+            Some(link) if !is_from(ip, link) && !may_move(context, slot, claim.next) => {
+                context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
+            }
+            Some(link) => {
+                let payload = &ip[RELAY_AT..];
+                let key = link.key;
+                context.claims.tags.push(relay::Tagged::of(payload), &key);
+                context.claims.claims[kept] = Claim { tag: relay::read_tag(payload), ..claim };
+                kept += 1;
+            }
+        }
+    }
+    context.claims.tags.make();
+    for place in 0..kept {
+        let claim = context.claims.claims[place];
+        let slot = usize::from(claim.slot);
+        let verdict = if relay::is_same_tag(context.claims.tags.made(place), claim.tag) {
+            stamp(context, slot);
+            Verdict::Next(claim.next)
+        } else {
+            Verdict::Drop(Reason::WrongTag)
+        };
+        context.leave(slot, NodeId::RelayInput, verdict);
+    }
+}
+
+/// The hop that the packet came over, if the session has it.
+#[inline]
+fn link_of(context: &Context, slot: usize, next: NodeId) -> Option<&Link> {
+    let packet = &context.packets[slot];
+    let session = &context.slots[packet.slot as usize];
+    match next {
+        NodeId::RelayForward if packet.kind.is_up() => Some(&session.up),
+        NodeId::RelayForward => Some(&session.down),
+        NodeId::EntryUp => Some(&session.up),
+        _ => context.fans[session.fan as usize].link(packet.path),
+    }
+}
+
+/// True for a packet that may come from an address we do not know: its tag will tell.
+#[inline]
+fn may_move(context: &Context, slot: usize, next: NodeId) -> bool {
+    next == NodeId::EntryUp && context.packets[slot].kind == relay::Kind::KeepAliveUp
 }
 
 #[inline]
 fn is_from(ip: &[u8], link: &Link) -> bool {
     read_u32(ip, ip4::SOURCE) == link.address.to_bits() && read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE) == link.port
+}
+
+/// An authentic packet came.
+#[inline]
+fn stamp(context: &Context, slot: usize) {
+    let packet = &context.packets[slot];
+    let stamp = &context.published.slots[packet.slot as usize];
+    if packet.kind.is_up() {
+        stamp.touch(context.tick, packet.ip_length());
+    } else {
+        stamp.count(packet.ip_length());
+    }
 }
 
 #[cfg(test)]
