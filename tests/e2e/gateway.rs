@@ -257,3 +257,39 @@ fn forwarded_ports_reach_their_hosts_and_follow_the_file() {
     assert!(order(&["drain", "--off"]).0);
     echo_tcp(&testbed.connect("bob", (WWW, 7001)).unwrap(), b"and new ones again");
 }
+
+#[test]
+fn an_exit_is_a_gateway_at_the_same_time() {
+    let testbed = Testbed::up("both", "gateway-exit");
+    let www = testbed.udp("www", (WWW, 7000));
+    let sockets = ["client", "alice"].map(|host| {
+        let socket = testbed.udp(host, (Ipv4Addr::UNSPECIFIED, 5000));
+        socket.connect((WWW, 7000)).unwrap();
+        (host, socket)
+    });
+    let seen = sockets.each_ref().map(|(host, socket)| {
+        socket.send(host.as_bytes()).unwrap();
+        let (said, seen) = receive(&www);
+        assert_eq!((said.as_str(), seen.ip()), (*host, GATEWAY.into()), "both are seen by the node's address");
+        seen
+    });
+    assert_ne!(seen[0], seen[1]);
+    for ((host, socket), seen) in sockets.iter().zip(seen) {
+        www.send_to(format!("to {host}").as_bytes(), seen).unwrap();
+        assert_eq!(receive(socket).0, format!("to {host}"));
+    }
+    for host in ["client", "alice"] {
+        let said = testbed.run(host, &["ping", "-c", "5", "-i", "0.1", &WWW.to_string()]);
+        assert!(text(&said.stdout).contains(" 0% packet loss"), "{host}: {}", text(&said.stdout));
+    }
+    // Each reaches the other by its outside address.
+    let client = testbed.udp("client", (Ipv4Addr::UNSPECIFIED, 5002));
+    client.send_to(b"who am I?", (WWW, 7000)).unwrap();
+    let (_, outside) = receive(&www);
+    let alice = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 5002));
+    alice.send_to(b"into the overlay", outside).unwrap();
+    let (said, from) = receive(&client);
+    assert_eq!((said.as_str(), from.ip()), ("into the overlay", GATEWAY.into()));
+    client.send_to(b"and back", from).unwrap();
+    assert_eq!(receive(&alice), ("and back".to_owned(), outside));
+}

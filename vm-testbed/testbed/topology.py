@@ -47,6 +47,10 @@ class Host:
         return self.is_node or self.role in ("controller", "client", "gateway")
 
     @property
+    def is_gateway(self):
+        return self.role == "gateway" or "gateway" in self.config
+
+    @property
     def is_overlay(self):
         return self.is_node or self.role == "client"
 
@@ -241,7 +245,7 @@ def routes_from(topology, source):
                             if not i.network and i.name not in (source.name, hop)]
             routes += [Route(target, via.address.split("/")[0], hop) for target in targets]
     if source.role == "host":
-        gateways = [i for i in source.interfaces if not i.network and topology.hosts[i.name].role == "gateway"]
+        gateways = [i for i in source.interfaces if not i.network and topology.hosts[i.name].is_gateway]
         for interface in gateways[:1]:
             via = next(i for i in topology.hosts[interface.name].interfaces if i.name == source.name)
             routes.append(Route("default", via.address.split("/")[0], interface.name))
