@@ -16,7 +16,7 @@ use super::{
     forwarding::Identity,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
-    nat::{Bindings, Endpoint},
+    nat::{Bindings, Endpoint, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -59,6 +59,8 @@ pub struct Context {
     pub routes: RouteCache,
     /// What others may look at.
     pub published: Arc<Published>,
+    /// SYNs from outside that nothing lets in.
+    pub held_syns: HeldSyns,
     /// Packets put aside for the control core.
     pub waiting: Waiting,
     /// To the control core.

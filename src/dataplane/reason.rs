@@ -33,6 +33,8 @@ crate::telemetry::named::counters! {
     Denied "denied" "The exit's policy forbids the destination."
     NoMapping "no_mapping" "A packet from outside for which there is no binding."
     NotRemote "not_remote" "A packet from outside for a flow session, but not from its server."
+    Filtered "filtered" "A packet from outside, from where the host has not sent to."
+    HeldSyn "held_syn" "A SYN from outside that nothing lets in: its sender is told after six seconds."
     NotSyn "not_syn" "A TCP segment without SYN for which there is no binding."
     PortsExhausted "ports_exhausted" "No port of the pool is free for a new binding; the sender was told by ICMP."
     TableFull "table_full" "No binding is free, or the session has as many as it may; the sender was told by ICMP."

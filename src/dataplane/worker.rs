@@ -18,7 +18,7 @@ use super::{
     forwarding::{Forwarding, Identity},
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
-    nat::{Bindings, NatConfig},
+    nat::{Bindings, NatConfig, held_syns::HeldSyns},
     nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
@@ -31,7 +31,7 @@ use crate::{
     Nanos,
     limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS, TICK},
     telemetry::histogram::Histograms,
-    wire::{OVERLAY_BYTES, ethernet, icmp, relay, write},
+    wire::{OVERLAY_BYTES, ethernet, icmp, ip4, relay, write},
 };
 
 /// What a worker is told at its start.
@@ -112,11 +112,17 @@ impl<D: Driver> Worker<D> {
             punts: Box::new([no_cause; PACKET_SLOTS]),
             slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
             fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
-            bindings: Bindings::new(config.bindings, config.nat.outside(config.identity.workers), config.hash_key),
+            bindings: Bindings::new(
+                config.bindings,
+                config.nat.filtering,
+                config.nat.outside(config.identity.workers),
+                config.hash_key,
+            ),
             is_endpoint_dependent: config.nat.is_endpoint_dependent,
             is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
             routes: RouteCache::new(Box::<Forwarding>::default()),
             published,
+            held_syns: HeldSyns::new(),
             waiting: Waiting::new(),
             events: rings.events,
             handoff: rings.handoff.to,
@@ -156,6 +162,7 @@ impl<D: Driver> Worker<D> {
     pub fn sweep(&mut self, now: Nanos) -> Sweep {
         self.begin(now);
         let commands = self.apply_commands();
+        self.answer_held_syns();
         self.take_handed_over();
         self.receive();
         let packets = PACKET_SLOTS - self.context.free.count();
@@ -347,6 +354,34 @@ impl<D: Driver> Worker<D> {
         add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
         let error = Packet { icmp_type: icmp::UNREACHABLE, icmp_code: icmp::CODE_PROHIBITED, mtu: 0, ..packet };
         self.context.inject(error, NodeId::IcmpError).expect("apply_commands leaves room for one packet");
+    }
+
+    /// Tells those whose SYN was let in by nobody for six seconds that nobody listens.
+    fn answer_held_syns(&mut self) {
+        while self.room() > 0
+            && let Some(frame) = self.context.spare.pop()
+        {
+            let Some(held) = self.context.held_syns.next(self.context.now) else {
+                self.context.spare.push(frame);
+                return;
+            };
+            let l3 = FRAME_HEADROOM + ethernet::HEADER_BYTES;
+            let packet = Packet {
+                frame,
+                offset: FRAME_HEADROOM as u16,
+                length: (ethernet::HEADER_BYTES + held.packet().len()) as u16,
+                l3: l3 as u16,
+                l4: (l3 + ip4::HEADER_BYTES) as u16,
+                interface: held.interface,
+                icmp_type: icmp::UNREACHABLE,
+                icmp_code: icmp::CODE_PORT,
+                received: self.context.now,
+                has_waited: true,
+                ..Packet::EMPTY
+            };
+            packet.ip(self.driver.frames()).copy_from_slice(held.packet());
+            self.context.inject(packet, NodeId::IcmpError).expect("there is room");
+        }
     }
 
     fn tell(&mut self, event: Event) {

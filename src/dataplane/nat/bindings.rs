@@ -15,9 +15,10 @@ use std::{hash::Hasher, net::Ipv4Addr};
 use siphasher::sip::SipHasher13;
 
 use super::{
-    binding::{Binding, BindingInit, BindingKey, Endpoint},
+    binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering},
     hash_index::HashIndex,
     outside::OutsideAddresses,
+    peers::{Peers, filtered_by},
 };
 use crate::{dataplane::prefetch, wire::ip4};
 
@@ -28,6 +29,9 @@ type PortPlace = u32;
 const UNUSED: PortPlace = 0;
 /// The port is that of endpoint-dependent bindings: they are found with the remote endpoint.
 const SHARED: PortPlace = u32::MAX;
+
+/// Remote ends, on average, that a binding has sent to where it filters.
+const PEERS_A_BINDING: u32 = 4;
 
 /// ICMP, TCP, UDP.
 const PROTOCOLS: usize = 3;
@@ -40,6 +44,8 @@ pub struct Bindings {
     by_inside: HashIndex,
     /// Endpoint-dependent ones, by outside and remote endpoint.
     by_remote: HashIndex,
+    /// Whom bindings that filter have sent to.
+    peers: Peers,
     /// By address number, protocol and port.
     by_port: Box<[PortPlace]>,
     hash_key: [u8; 16],
@@ -47,13 +53,18 @@ pub struct Bindings {
 }
 
 impl Bindings {
-    /// Room for `count` bindings to these outside addresses. `hash_key` is secret, so that nobody can choose
+    /// Room for `count` bindings to these outside addresses, and for whom they send to where `filtering` asks for it.
+    /// `hash_key` is secret, so that nobody can choose
     /// endpoints that collide.
-    pub fn new(count: u32, outside: OutsideAddresses, hash_key: [u8; 16]) -> Self {
+    pub fn new(count: u32, filtering: Filtering, outside: OutsideAddresses, hash_key: [u8; 16]) -> Self {
         Self {
             entries: vec![Binding::FREE; count as usize].into_boxed_slice(),
             by_inside: HashIndex::new(count),
             by_remote: HashIndex::new(count),
+            peers: match filtering {
+                Filtering::EndpointIndependent => Peers::new(0, 0),
+                _ => Peers::new(count.saturating_mul(PEERS_A_BINDING), count),
+            },
             by_port: vec![UNUSED; outside.count() * PROTOCOLS << 16].into_boxed_slice(),
             outside,
             hash_key,
@@ -166,6 +177,30 @@ impl Bindings {
         }
     }
 
+    /// A packet goes out by the binding at `index` to `remote`, and so `remote` may answer. False: there is no room to
+    /// remember it.
+    #[inline]
+    pub fn admit(&mut self, index: u32, remote: Endpoint) -> bool {
+        let Some(filtering) = self.get(index).map(|binding| binding.filtering) else { return false };
+        if filtering == Filtering::EndpointIndependent {
+            return true;
+        }
+        let remote = filtered_by(filtering, remote);
+        self.peers.admit(self.peer_hash(index, remote), index, remote)
+    }
+
+    /// True where a packet from `remote` may come in by the binding at `index`.
+    #[inline]
+    pub fn lets_in(&self, index: u32, remote: Endpoint) -> bool {
+        let Some(binding) = self.get(index) else { return false };
+        if binding.remote().is_some_and(|only| only != remote) {
+            return false;
+        }
+        let seen = filtered_by(binding.filtering, remote);
+        binding.filtering == Filtering::EndpointIndependent
+            || self.peers.knows(self.peer_hash(index, seen), index, seen)
+    }
+
     /// Writes a binding; what was at `index` before is gone. False where index, protocol or address is none of ours.
     pub fn insert(&mut self, index: u32, init: &BindingInit) -> bool {
         let Some(number) = self.outside.number_of(init.outside_address) else { return false };
@@ -201,6 +236,10 @@ impl Bindings {
         } else if let Some(place) = self.port_place(binding.outside_number, binding.protocol, binding.outside_port) {
             self.by_port[place] = UNUSED;
         }
+        if binding.filtering != Filtering::EndpointIndependent {
+            let key = self.hash_key;
+            self.peers.forget(index, |remote| peer_hash(&key, index, remote));
+        }
         self.entries[index as usize] = Binding::FREE;
         self.used -= 1;
     }
@@ -217,6 +256,10 @@ impl Bindings {
         (place < self.by_port.len()).then_some(place)
     }
 
+    fn peer_hash(&self, index: u32, remote: Endpoint) -> u32 {
+        peer_hash(&self.hash_key, index, remote)
+    }
+
     fn hash_outside(&self, binding: &Binding) -> u32 {
         let remote = binding.remote().unwrap_or((Ipv4Addr::UNSPECIFIED, 0));
         self.remote_hash(binding.outside_number, binding.protocol, binding.outside_port, remote)
@@ -231,12 +274,19 @@ impl Bindings {
     }
 }
 
+fn peer_hash(key: &[u8; 16], index: u32, remote: Endpoint) -> u32 {
+    let mut hasher = SipHasher13::new_with_key(key);
+    hasher.write_u64(u64::from(remote.0.to_bits()) << 32 | u64::from(index));
+    hasher.write_u16(remote.1);
+    hasher.finish() as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dataplane::{
         gateway::OutsideAddress,
-        nat::{Filtering, Mapping, Owner},
+        nat::{Mapping, Owner},
     };
     use std::collections::HashMap;
 
@@ -244,7 +294,7 @@ mod tests {
 
     fn bindings(count: u32) -> Bindings {
         let pool = POOL.map(|address| OutsideAddress { address, first: 1, last: 65_535 });
-        Bindings::new(count, OutsideAddresses::new(&pool, 1), [3; 16])
+        Bindings::new(count, Filtering::EndpointIndependent, OutsideAddresses::new(&pool, 1), [3; 16])
     }
 
     fn binding(owner: Owner, inside_port: u16, outside: Endpoint, mapping: Mapping) -> BindingInit {

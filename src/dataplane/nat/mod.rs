@@ -5,6 +5,7 @@
 //! - [`bindings`]: all of a worker's, found from inside and from outside. [`hash_index`] is the table they use.
 //! - `connections`: the TCP connections of a binding. [`class`]: how long an idle binding is kept.
 //! - `account`: what a packet means for its binding's life.
+//! - `peers`: whom a binding has sent to, for filtering. [`held_syns`]: those from outside that nothing lets in.
 //! - [`outside`]: the addresses that servers see.
 //! - [`rewrite`]: what a translation does to the bytes of a packet, ICMP errors and their quotes included.
 //!
@@ -16,7 +17,9 @@ pub mod bindings;
 pub mod class;
 pub(super) mod connections;
 mod hash_index;
+pub mod held_syns;
 pub mod outside;
+mod peers;
 pub(super) mod rewrite;
 
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner, remote_end};

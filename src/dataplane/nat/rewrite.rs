@@ -102,7 +102,7 @@ pub(in crate::dataplane) struct Quote {
 /// Why an ICMP error is not translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::dataplane) enum BadQuote {
-    /// The ICMP checksum is wrong (RFC 5508 REQ-3).
+    /// The checksum of the message, or of the quoted IP header, is wrong (RFC 5508 REQ-3).
     Checksum,
     /// Too short to find a mapping by, or not IPv4.
     TooShort,
@@ -118,6 +118,9 @@ pub(in crate::dataplane) fn quote(message: &[u8]) -> Result<Quote, BadQuote> {
     let at = icmp::HEADER_BYTES;
     let quoted = message.get(at..).ok_or(BadQuote::TooShort)?;
     let header = ip4::parse_quoted(quoted).map_err(|_| BadQuote::TooShort)?;
+    if !checksum::is_valid(&quoted[..header.header_length]) {
+        return Err(BadQuote::Checksum);
+    }
     let transport = &quoted[header.header_length..];
     if header.fragment & 0x1fff != 0 || !matches!(header.protocol, ip4::ICMP | ip4::TCP | ip4::UDP) {
         return Err(BadQuote::Protocol);
@@ -248,7 +251,7 @@ mod tests {
     fn quotes_that_name_no_port_are_refused() {
         let gre = {
             let mut bytes = udp_packet();
-            bytes[ip4::PROTOCOL] = 47;
+            ip4::emit(&mut bytes, A, B, 47, 32, 64);
             bytes
         };
         assert_eq!(quote(&error_about(&gre)), Err(BadQuote::Protocol));

@@ -26,6 +26,7 @@ use crate::{
             rewrite::{self as nat, BadQuote, Side},
         },
         packet::Packet,
+        published::add,
     },
     wire::{
         icmp, ip4,
@@ -113,15 +114,34 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         Err(reason) => return Verdict::Drop(reason),
     };
 
+    if !context.bindings.admit(index, remote) {
+        return refuse(context, slot, Reason::TableFull);
+    }
+    if flags & tcp::SYN != 0 {
+        context.held_syns.forget(remote, binding.outside());
+    }
     let header_length = usize::from(packet.l4 - packet.l3);
     let ip = packet.ip(frames);
-    ip4::decrement_ttl(ip);
+    pass_router(ip, is_hairpin);
     nat::translate(ip, header_length, header.protocol, Side::Source, binding.outside_address, binding.outside_port);
     if header.protocol == ip4::TCP {
         tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
     }
     context.account(index, Origin::Inside, remote, segment.as_ref(), header.total_length);
     leave(&mut context.packets[slot], header.destination, is_hairpin, route.mtu)
+}
+
+/// A packet for which there is no room: its sender is told (RFC 5508 REQ-8).
+fn refuse(context: &mut Context, slot: usize, reason: Reason) -> Verdict {
+    add(&context.published.nodes[NodeId::NatIn2out as usize].drops[reason as usize], 1);
+    error(context, slot, icmp::UNREACHABLE, icmp::CODE_PROHIBITED, 0)
+}
+
+/// This node is one router, also to a packet that goes both ways through it.
+fn pass_router(ip: &mut [u8], is_hairpin: bool) {
+    if !is_hairpin {
+        ip4::decrement_ttl(ip);
+    }
 }
 
 /// What a session was set up for; the gateway's hosts may send anything that the routes carry.
@@ -184,12 +204,12 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
         Ok(None) => return Verdict::Drop(Reason::NoMapping),
         Err(reason) => return Verdict::Drop(reason),
     };
+    let is_hairpin = context.is_ours(destination);
     let ip = packet.ip(frames);
-    ip4::decrement_ttl(ip);
+    pass_router(ip, is_hairpin);
     ip4::replace_address(ip, ip4::SOURCE, binding.outside_address);
     let message = &mut ip[header_length..];
     nat::translate_quote(message, &quote, Side::Destination, binding.outside_address, binding.outside_port);
-    let is_hairpin = context.is_ours(destination);
     let mtu = context.routes.lookup(destination).mtu;
     leave(&mut context.packets[slot], destination, is_hairpin, mtu)
 }

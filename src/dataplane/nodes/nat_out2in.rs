@@ -66,10 +66,13 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
     let found = context.bindings.find_outside(address, protocol, port, remote);
     let Some((index, &binding)) = found.and_then(|index| Some((index, context.bindings.get(index)?))) else {
-        return Verdict::Drop(Reason::NoMapping);
+        let is_segment = quote.is_none() && protocol == ip4::TCP;
+        return refuse(context, slot, ip, is_segment.then_some((remote, outside)), Reason::NoMapping);
     };
-    if binding.remote().is_some_and(|server| server != remote) {
-        return Verdict::Drop(Reason::NotRemote);
+    if !context.bindings.lets_in(index, remote) {
+        let is_segment = quote.is_none() && protocol == ip4::TCP;
+        let reason = if binding.remote().is_some() { Reason::NotRemote } else { Reason::Filtered };
+        return refuse(context, slot, ip, is_segment.then_some((remote, outside)), reason);
     }
     if header.ttl <= 1 {
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
@@ -116,6 +119,27 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
             packet.destination = binding.inside_address;
             fragment::unless_too_big(packet, mtu, NodeId::IpOutput)
         }
+    }
+}
+
+/// Nothing lets the packet in. A SYN (`segment`: its ends) is held, for the other end may be about to send one, too
+/// (RFC 5382 REQ-4).
+fn refuse(
+    context: &mut Context,
+    slot: usize,
+    ip: &[u8],
+    segment: Option<(Endpoint, Endpoint)>,
+    reason: Reason,
+) -> Verdict {
+    let packet = &context.packets[slot];
+    let flags = ip[usize::from(packet.l4 - packet.l3)..].get(tcp::FLAGS).copied().unwrap_or(0);
+    let is_syn = flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    match segment {
+        Some((remote, outside)) if is_syn && !context.is_ours(remote.0) => {
+            context.held_syns.hold(context.now, context.packets[slot].interface, remote, outside, ip);
+            Verdict::Drop(Reason::HeldSyn)
+        }
+        _ => Verdict::Drop(reason),
     }
 }
 
@@ -180,8 +204,9 @@ mod tests {
     fn an_unknown_packet_from_outside_is_dropped() {
         let mut bench = tunnel(ip4::UDP);
         bench.expect_drop(frame(&udp_packet((SERVER, 53), (US, 41_001), b"x")), "nat_out2in.drop.no_mapping");
-        let syn = tcp_packet((SERVER, 80), (US, 41_000), tcp::SYN, &[]);
-        bench.expect_drop(frame(&syn), "nat_out2in.drop.no_mapping");
+        let segment = |flags| frame(&tcp_packet((SERVER, 80), (US, 41_000), flags, &[]));
+        bench.expect_drop(segment(tcp::ACK), "nat_out2in.drop.no_mapping");
+        bench.expect_drop(segment(tcp::SYN), "nat_out2in.drop.held_syn");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
         forwarding::{Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
         handoff,
-        nat::{Endpoint, NatConfig},
+        nat::{Endpoint, Filtering, NatConfig},
         published::Published,
         reason::Reason,
         testing::has_valid_checksums,
