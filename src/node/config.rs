@@ -254,6 +254,11 @@ impl NodeConfig {
             return Err(file.error("node.address", node.address.span(), message));
         }
         let ports = read_ports(file, &node.ports)?;
+        // Before the files that the overlay needs: what is wrong in this file is said first.
+        let named = match &node.interfaces {
+            Some(names) => Some(read_interface_names(file, "node.interfaces", names)?),
+            None => None,
+        };
         let overlay = read_overlay(file, &node, tls.as_ref(), controller.as_ref(), ports, gateway.is_some())?;
         let own = OutsideAddress { address, first: ports.first + 1, last: ports.last };
         let control = overlay.as_ref().map(|overlay| overlay.control);
@@ -274,7 +279,7 @@ impl NodeConfig {
             file: file.path().to_owned(),
             name,
             address,
-            interfaces: read_interfaces(file, &node, gateway.as_ref())?,
+            interfaces: all_interfaces(file, &node, named, gateway.as_ref())?,
             ports,
             overlay,
             gateway,
@@ -375,13 +380,14 @@ fn read_control(file: &ConfigFile, value: &Spanned<String>, ports: PortRange) ->
 }
 
 /// The interfaces of `node.interfaces` and of the gateway.
-fn read_interfaces(
+fn all_interfaces(
     file: &ConfigFile,
     node: &NodeTable,
+    named: Option<Vec<String>>,
     gateway: Option<&GatewayConfig>,
 ) -> Result<Vec<String>, ConfigError> {
-    let mut interfaces = match (&node.interfaces, gateway) {
-        (Some(names), _) => read_interface_names(file, "node.interfaces", names)?,
+    let mut interfaces = match (named, gateway) {
+        (Some(names), _) => names,
         (None, Some(_)) => Vec::new(),
         (None, None) => return Err(file.error("node.interfaces", node.name.span(), "is missing")),
     };
