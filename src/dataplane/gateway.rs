@@ -3,7 +3,7 @@
 //!
 //! [snapshot]: super::forwarding::Forwarding
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::forwarding::Prefix;
 
@@ -24,6 +24,17 @@ pub enum Realm {
 pub struct OutsideAddress {
     /// The address.
     pub address: Ipv4Addr,
+    /// Its first port.
+    pub first: u16,
+    /// Its last port.
+    pub last: u16,
+}
+
+/// The same of IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutsideAddress6 {
+    /// The address.
+    pub address: Ipv6Addr,
     /// Its first port.
     pub first: u16,
     /// Its last port.

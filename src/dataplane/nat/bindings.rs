@@ -294,7 +294,7 @@ mod tests {
 
     fn bindings(count: u32) -> Bindings {
         let pool = POOL.map(|address| OutsideAddress { address, first: 1, last: 65_535 });
-        Bindings::new(count, Filtering::EndpointIndependent, OutsideAddresses::new(&pool, 1), [3; 16])
+        Bindings::new(count, Filtering::EndpointIndependent, OutsideAddresses::new(&pool, &[], 1), [3; 16])
     }
 
     fn binding(owner: Owner, inside_port: u16, outside: Endpoint, mapping: Mapping) -> BindingInit {

@@ -7,6 +7,8 @@
 //! - `account`: what a packet means for its binding's life.
 //! - `peers`: whom a binding has sent to, for filtering. [`held_syns`]: those from outside that nothing lets in.
 //! - [`outside`]: the addresses that servers see.
+//! - [`token`]: what IPv6 addresses are in all of these. [`hosts6`]: the inside hosts that they stand for.
+//! - [`prefix64`]: names of IPv4 addresses in IPv6, for NAT64.
 //! - [`rewrite`]: what a translation does to the bytes of a packet, ICMP errors and their quotes included.
 //!
 //! What this NAT promises, requirement by requirement, is in `docs/NAT.md`.
@@ -18,16 +20,27 @@ pub mod class;
 pub(super) mod connections;
 mod hash_index;
 pub mod held_syns;
+pub mod hosts6;
 pub mod outside;
 mod peers;
+pub mod prefix64;
 pub(super) mod rewrite;
+pub mod token;
 
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner, remote_end};
 pub use bindings::Bindings;
 pub use class::{Class, Timers};
+pub use hosts6::Hosts6;
 pub use outside::OutsideAddresses;
+pub use prefix64::Prefix64;
+pub use token::Translation;
 
-use super::{forwarding::Identity, gateway::OutsideAddress};
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{
+    forwarding::Identity,
+    gateway::{OutsideAddress, OutsideAddress6},
+};
 
 /// How the NAT behaves; the same for workers and control core. [`NatConfig::new`] has what the RFCs ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +50,11 @@ pub struct NatConfig {
     pub addresses: Vec<OutsideAddress>,
     /// Numbers of the addresses that hosts of the gateway get; none where the node is no gateway.
     pub gateway: Vec<u8>,
+    /// The IPv6 addresses that servers see; their numbers come after those of `addresses`. Sessions of the overlay have
+    /// the first.
+    pub addresses6: Vec<OutsideAddress6>,
+    /// Where the IPv4 internet is for hosts that speak IPv6.
+    pub nat64: Option<Prefix64>,
     /// Which packets from outside a binding lets in.
     pub filtering: Filtering,
     /// How long idle bindings are kept.
@@ -60,6 +78,8 @@ impl NatConfig {
         Self {
             addresses: vec![own],
             gateway: Vec::new(),
+            addresses6: Vec::new(),
+            nat64: None,
             filtering: Filtering::EndpointIndependent,
             timers: Timers::default(),
             is_endpoint_dependent: false,
@@ -94,6 +114,36 @@ impl NatConfig {
 
     /// The pool, for a node of `workers` workers.
     pub fn outside(&self, workers: u8) -> OutsideAddresses {
-        OutsideAddresses::new(&self.addresses, workers)
+        OutsideAddresses::new(&self.addresses, &self.addresses6, workers)
+    }
+
+    /// True where hosts of IPv6 are translated.
+    pub fn has_ip6(&self) -> bool {
+        !self.addresses6.is_empty() || self.nat64.is_some()
+    }
+
+    /// Numbers of the outside addresses of IPv6.
+    pub fn numbers6(&self) -> std::ops::Range<u8> {
+        let first = self.addresses.len() as u8;
+        first..first + self.addresses6.len() as u8
+    }
+
+    /// What the tables know the outside address of this number by.
+    pub fn outside_token(&self, number: u8) -> Option<Ipv4Addr> {
+        match self.addresses.get(usize::from(number)) {
+            Some(outside) => Some(outside.address),
+            None => self.numbers6().contains(&number).then(|| token::outside(number - self.numbers6().start)),
+        }
+    }
+
+    /// The outside address of this number.
+    pub fn outside_address(&self, number: u8) -> Option<IpAddr> {
+        match self.addresses.get(usize::from(number)) {
+            Some(outside) => Some(outside.address.into()),
+            None => {
+                let place = usize::from(number).checked_sub(self.addresses.len())?;
+                self.addresses6.get(place).map(|outside| outside.address.into())
+            }
+        }
     }
 }

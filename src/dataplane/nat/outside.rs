@@ -1,9 +1,12 @@
 //! The addresses and ports that servers see, and which worker each port belongs to.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
 
-use super::binding::Endpoint;
-use crate::dataplane::gateway::OutsideAddress;
+use super::{binding::Endpoint, token};
+use crate::dataplane::gateway::{OutsideAddress, OutsideAddress6};
 
 /// Addresses at most: a binding keeps the number of its address in a byte.
 pub const ADDRESSES_MAX: usize = 256;
@@ -15,6 +18,8 @@ pub struct OutsideAddresses {
     addresses: Box<[Place]>,
     /// Addresses and their numbers, sorted.
     sorted: Box<[(Ipv4Addr, u8)]>,
+    /// Those of IPv6, by place.
+    addresses6: Box<[Ipv6Addr]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +31,18 @@ struct Place {
 }
 
 impl OutsideAddresses {
-    /// A pool whose addresses are numbered in the order given, for a node of `workers` workers. Panics where an address
-    /// is there twice or there are more than [`ADDRESSES_MAX`].
-    pub fn new(addresses: &[OutsideAddress], workers: u8) -> Self {
-        assert!(addresses.len() <= ADDRESSES_MAX, "a pool has at most {ADDRESSES_MAX} addresses");
+    /// A pool whose addresses are numbered in the order given, those of IPv6 after the others, for a node of `workers`
+    /// workers. Panics where an address is there twice or there are more than [`ADDRESSES_MAX`].
+    pub fn new(addresses: &[OutsideAddress], addresses6: &[OutsideAddress6], workers: u8) -> Self {
+        assert!(addresses.len() + addresses6.len() <= ADDRESSES_MAX, "a pool has at most {ADDRESSES_MAX} addresses");
+        let known_by_token = (0..=u8::MAX).zip(addresses6).map(|(place, outside)| OutsideAddress {
+            address: token::outside(place),
+            first: outside.first,
+            last: outside.last,
+        });
+        let addresses: Vec<OutsideAddress> = addresses.iter().copied().chain(known_by_token).collect();
+        let addresses6: Box<[Ipv6Addr]> = addresses6.iter().map(|outside| outside.address).collect();
+        assert!((1..addresses6.len()).all(|n| !addresses6[..n].contains(&addresses6[n])), "an address is there once");
         let mut sorted: Vec<(Ipv4Addr, u8)> =
             addresses.iter().map(|outside| outside.address).zip(0..=u8::MAX).collect();
         sorted.sort_unstable();
@@ -39,7 +52,7 @@ impl OutsideAddresses {
             last: outside.last,
             share: (u32::from(outside.last - outside.first) + 1).div_ceil(u32::from(workers)),
         };
-        Self { addresses: addresses.iter().map(place).collect(), sorted: sorted.into_boxed_slice() }
+        Self { addresses: addresses.iter().map(place).collect(), sorted: sorted.into_boxed_slice(), addresses6 }
     }
 
     /// The number of an address, `None` where it is not in the pool.
@@ -58,7 +71,19 @@ impl OutsideAddresses {
         self.number_of(address).is_some()
     }
 
-    /// How many addresses there are.
+    /// The token of an IPv6 address, `None` where it is not in the pool.
+    #[inline]
+    pub fn token_of(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        self.addresses6.iter().position(|known| *known == address).map(|place| token::outside(place as u8))
+    }
+
+    /// The IPv6 address that a token stands for.
+    #[inline]
+    pub fn address6(&self, outside: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.addresses6.get(usize::from(token::outside_of(outside)?)).copied()
+    }
+
+    /// How many addresses there are, of both families.
     pub fn count(&self) -> usize {
         self.addresses.len()
     }
@@ -100,18 +125,29 @@ mod tests {
     #[test]
     fn addresses_keep_the_number_of_their_place_and_need_not_be_neighbours() {
         let c = Ipv4Addr::new(198, 51, 100, 1);
-        let pool = OutsideAddresses::new(&[A, B, c].map(|address| outside(address, 1, 65_535)), 1);
+        let pool = OutsideAddresses::new(&[A, B, c].map(|address| outside(address, 1, 65_535)), &[], 1);
         assert_eq!([A, B, c].map(|address| pool.number_of(address)), [Some(0), Some(1), Some(2)]);
         assert!(!pool.contains(Ipv4Addr::new(192, 0, 2, 8)));
-        let one = OutsideAddresses::new(&[outside(A, 0, 65_535)], 1);
+        let one = OutsideAddresses::new(&[outside(A, 0, 65_535)], &[], 1);
         assert_eq!((one.number_of(A), one.number_of(B)), (Some(0), None));
         assert_eq!((one.owner_of((A, 0)), one.owner_of((A, 65_535))), (Some(0), Some(0)));
     }
 
     #[test]
+    fn addresses_of_ipv6_are_numbered_after_the_others_and_found_by_their_tokens() {
+        let six = |n| OutsideAddress6 { address: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n), first: 7, last: 9 };
+        let pool = OutsideAddresses::new(&[outside(A, 1, 2)], &[six(1), six(2)], 1);
+        let token = pool.token_of(six(2).address).unwrap();
+        assert_eq!((pool.count(), pool.number_of(token), pool.number_of(A)), (3, Some(2), Some(0)));
+        assert_eq!(pool.address6(token), Some(six(2).address));
+        assert_eq!((pool.owner_of((token, 7)), pool.owner_of((token, 1))), (Some(0), None));
+        assert_eq!((pool.token_of(six(3).address), pool.address6(A)), (None, None));
+    }
+
+    #[test]
     fn every_port_of_the_range_has_one_owner_and_no_other_port_has() {
         for (first, last, workers) in [(40_001, 40_200, 3), (1, 65_535, 4), (65_534, 65_535, 4), (7, 7, 1)] {
-            let pool = OutsideAddresses::new(&[outside(B, 1, 2), outside(A, first, last)], workers);
+            let pool = OutsideAddresses::new(&[outside(B, 1, 2), outside(A, first, last)], &[], workers);
             for port in 0..=u16::MAX {
                 let owners: Vec<usize> =
                     (0..usize::from(workers)).filter(|worker| pool.ports_of(1, *worker).contains(&port)).collect();
