@@ -185,7 +185,7 @@ impl World {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        ((self.random >> 32) * u64::from(bound) >> 32) as u32
+        (((self.random >> 32) * u64::from(bound)) >> 32) as u32
     }
 
     /// Prepares a chunk of packets: random sessions and flows, each with the next sequence number of its session and
@@ -282,12 +282,12 @@ fn generation(session: u32) -> u16 {
 }
 
 fn up(session: u32, path: u8) -> Link {
-    link(session * 16 + u32::from(path), Ipv4Addr::from_bits(0xc000_0300 | (session + u32::from(path)) % NEIGHBOURS))
+    link(session * 16 + u32::from(path), Ipv4Addr::from_bits(0xc000_0300 | ((session + u32::from(path)) % NEIGHBOURS)))
 }
 
 fn down(session: u32, path: u8) -> Link {
     let hop = session * 16 + 8 + u32::from(path);
-    link(hop, Ipv4Addr::from_bits(0xc000_0400 | (session / 3 + u32::from(path)) % NEIGHBOURS))
+    link(hop, Ipv4Addr::from_bits(0xc000_0400 | ((session / 3 + u32::from(path)) % NEIGHBOURS)))
 }
 
 /// The key of a hop follows from its number, so that making packets reads no table.
@@ -300,7 +300,7 @@ fn link(hop: u32, address: Ipv4Addr) -> Link {
 }
 
 fn server(flow: u32) -> Endpoint {
-    (Ipv4Addr::from_bits(0xc633_6400 | flow % SERVERS), 53)
+    (Ipv4Addr::from_bits(0xc633_6400 | (flow % SERVERS)), 53)
 }
 
 /// Each flow has a port of its own; when those of an address are used up the next address comes.

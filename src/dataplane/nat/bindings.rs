@@ -65,7 +65,7 @@ impl Bindings {
                 Filtering::EndpointIndependent => Peers::new(0, 0),
                 _ => Peers::new(count.saturating_mul(PEERS_A_BINDING), count),
             },
-            by_port: vec![UNUSED; outside.count() * PROTOCOLS << 16].into_boxed_slice(),
+            by_port: vec![UNUSED; (outside.count() * PROTOCOLS) << 16].into_boxed_slice(),
             outside,
             hash_key,
             used: 0,

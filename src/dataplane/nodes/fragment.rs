@@ -80,7 +80,7 @@ impl Header {
         let more = if is_last { old & ip4::MORE_FRAGMENTS } else { ip4::MORE_FRAGMENTS };
         let total = (header_length + length) as u16;
         write(&mut header, ip4::TOTAL_LENGTH, &total.to_be_bytes());
-        write(&mut header, ip4::FRAGMENT, &((old & ip4::OFFSET_MASK) + (start / 8) as u16 | more).to_be_bytes());
+        write(&mut header, ip4::FRAGMENT, &(((old & ip4::OFFSET_MASK) + (start / 8) as u16) | more).to_be_bytes());
         write(&mut header, ip4::CHECKSUM, &[0, 0]);
         let field = checksum::of(&header[..header_length]);
         write(&mut header, ip4::CHECKSUM, &field.to_be_bytes());

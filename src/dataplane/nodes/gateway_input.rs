@@ -176,7 +176,7 @@ mod tests {
             let mut sent = packet(source, destination, 47, &[1, 2, 3, 4]);
             write(&mut sent, ip4::FRAGMENT, &[0x20, 0]);
             let sent = with_ttl(sent, 9);
-            let out = bench.run_at(from, &[sent.clone()]);
+            let out = bench.run_at(from, std::slice::from_ref(&sent));
             assert_eq!(bench.moved(), []);
             assert_eq!((out[0].0, &out[0].1[ethernet::HEADER_BYTES..]), (by, &with_ttl(sent, 8)[..]));
         }
@@ -197,7 +197,7 @@ mod tests {
             (long(SERVER), icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED),
             (long(OFFICE), icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED),
         ] {
-            let out = bench.run_at(1, &[sent.clone()]);
+            let out = bench.run_at(1, std::slice::from_ref(&sent));
             assert_eq!(bench.moved(), []);
             assert_eq!(out[0].0, 1);
             let ip = ip_of(&out[0].1);

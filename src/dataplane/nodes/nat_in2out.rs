@@ -62,10 +62,9 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if header.ttl <= 1 {
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
     }
-    if !is_hairpin && route.mtu != 0 && header.total_length > usize::from(route.mtu) {
-        if header.is_dont_fragment() {
-            return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, route.mtu);
-        }
+    let is_too_big = !is_hairpin && route.mtu != 0 && header.total_length > usize::from(route.mtu);
+    if is_too_big && header.is_dont_fragment() {
+        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, route.mtu);
     }
 
     let transport = packet.transport(frames);

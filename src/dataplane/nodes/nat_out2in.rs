@@ -81,10 +81,8 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         Some(_) => terms(context, binding.owner).mtu,
         None => context.routes.lookup(binding.inside_address).mtu,
     };
-    if mtu != 0 && header.total_length > usize::from(mtu) {
-        if header.is_dont_fragment() {
-            return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
-        }
+    if mtu != 0 && header.total_length > usize::from(mtu) && header.is_dont_fragment() {
+        return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
     let segment = if quote.is_none() && protocol == ip4::TCP { tcp::parse(&ip[header_length..]) } else { None };

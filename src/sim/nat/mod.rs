@@ -174,13 +174,13 @@ impl Nat {
     }
 
     /// A host behind the gateway sends a packet; what goes out. Unknown next hops are resolved at once.
-    pub(super) fn from_inside(&mut self, packet: &[u8]) -> Vec<Sent> {
+    pub(super) fn send_inside(&mut self, packet: &[u8]) -> Vec<Sent> {
         self.put(INSIDE_INTERFACE, packet);
         self.settle()
     }
 
     /// A host in front of the gateway sends a packet; what goes out.
-    pub(super) fn from_outside(&mut self, packet: &[u8]) -> Vec<Sent> {
+    pub(super) fn send_outside(&mut self, packet: &[u8]) -> Vec<Sent> {
         self.put(OUTSIDE_INTERFACE, packet);
         self.settle()
     }
@@ -264,14 +264,14 @@ impl Nat {
     /// Sends from inside what must go out, and returns how the server sees its sender.
     #[track_caller]
     pub(super) fn seen(&mut self, packet: &[u8]) -> Endpoint {
-        let out = self.from_inside(packet);
+        let out = self.send_inside(packet);
         assert_eq!(out.len(), 1, "one packet goes out: {out:02x?}");
         source(&out[0].packet)
     }
 
     /// True where a packet from outside reaches a host.
     pub(super) fn is_let_in(&mut self, packet: &[u8]) -> bool {
-        self.from_outside(packet).iter().any(|sent| sent.is_to_inside)
+        self.send_outside(packet).iter().any(|sent| sent.is_to_inside)
     }
 
     /// Packets dropped for this reason.

@@ -40,7 +40,7 @@ fn req3_no_port_is_two_hosts() {
     for host in 0..100 {
         assert!(seen.insert(nat.seen(&udp((Ipv4Addr::new(10, 0, 1, host), 7), (SERVER, 53)))));
     }
-    let out = nat.from_inside(&udp((HOST, 7), (SERVER, 53)));
+    let out = nat.send_inside(&udp((HOST, 7), (SERVER, 53)));
     assert!(out.iter().all(|sent| sent.is_to_inside), "the one too many is refused, not overloaded");
     assert_eq!((nat.bindings(), nat.dropped(Reason::PortsExhausted)), (100, 1));
 }
@@ -101,7 +101,7 @@ fn req8_filtering_is_endpoint_independent() {
     let mut nat = Nat::new();
     let (_, port) = nat.seen(&udp((HOST, 5000), (SERVER, 53)));
     for from in [(SERVER, 53), (SERVER, 99), (OTHER_SERVER, 1), (ROUTER, 53)] {
-        let out = nat.from_outside(&udp(from, (OUTSIDE[0], port)));
+        let out = nat.send_outside(&udp(from, (OUTSIDE[0], port)));
         assert_eq!((source(&out[0].packet), destination(&out[0].packet)), (from, (HOST, 5000)));
     }
 }
@@ -112,10 +112,10 @@ fn req9_two_hosts_reach_each_other_by_their_outside_addresses() {
         let mut nat = Nat::with(Setup { workers, addresses: 2, ..Setup::default() });
         let one = nat.seen(&udp((HOST, 5000), (SERVER, 53)));
         let other = nat.seen(&udp((OTHER_HOST, 6000), (SERVER, 53)));
-        let out = nat.from_inside(&udp((HOST, 5000), other));
+        let out = nat.send_inside(&udp((HOST, 5000), other));
         assert_eq!((source(&out[0].packet), destination(&out[0].packet)), (one, (OTHER_HOST, 6000)));
         assert!(out[0].is_to_inside);
-        let back = nat.from_inside(&udp((OTHER_HOST, 6000), one));
+        let back = nat.send_inside(&udp((OTHER_HOST, 6000), one));
         assert_eq!((source(&back[0].packet), destination(&back[0].packet)), (other, (HOST, 5000)));
     }
 }
@@ -125,7 +125,7 @@ fn req10_no_payload_is_looked_into() {
     let mut nat = Nat::new();
     for port in [21, 53, 69, 1719, 5060] {
         let says_address = format!("PORT {} c=IN IP4 {HOST}", HOST.to_string().replace('.', ","));
-        let out = nat.from_inside(&udp_packet((HOST, port), (SERVER, port), says_address.as_bytes()));
+        let out = nat.send_inside(&udp_packet((HOST, port), (SERVER, port), says_address.as_bytes()));
         assert_eq!(&out[0].packet[28..], says_address.as_bytes(), "port {port}");
     }
 }
@@ -144,9 +144,9 @@ fn req11_the_same_packets_are_treated_the_same_whatever_was_before() {
 #[test]
 fn req12_an_icmp_error_ends_no_mapping_and_is_translated() {
     let mut nat = Nat::new();
-    let sent = nat.from_inside(&udp((HOST, 5000), (SERVER, 53))).remove(0).packet;
+    let sent = nat.send_inside(&udp((HOST, 5000), (SERVER, 53))).remove(0).packet;
     for code in 0..16 {
-        let out = nat.from_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, code, [0; 4], &sent));
+        let out = nat.send_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, code, [0; 4], &sent));
         assert!(out[0].is_to_inside);
         assert_eq!(out[0].packet[21], code);
     }
@@ -157,7 +157,7 @@ fn req12_an_icmp_error_ends_no_mapping_and_is_translated() {
 #[test]
 fn req13_what_is_too_big_and_must_not_be_fragmented_is_answered() {
     let mut nat = Nat::new();
-    let out = nat.from_inside(&udp_packet((HOST, 5000), (SERVER, 53), &[0; 1480]));
+    let out = nat.send_inside(&udp_packet((HOST, 5000), (SERVER, 53), &[0; 1480]));
     assert_eq!((out[0].is_to_inside, out[0].packet[20], out[0].packet[21]), (true, icmp::UNREACHABLE, 4));
     assert_eq!(out[0].packet[26..28], 1500u16.to_be_bytes());
     assert_eq!(nat.bindings(), 0);

@@ -53,7 +53,7 @@ fn req2_every_valid_sequence_passes_simultaneous_open_included() {
 fn req2_a_connection_is_made_by_a_syn_only() {
     let mut nat = Nat::new();
     for flags in [ACK, FIN | ACK, RST, SYN | ACK, RST | ACK, 0] {
-        assert_eq!(nat.from_inside(&segment(CLIENT, WEB, flags, C, 0)), []);
+        assert_eq!(nat.send_inside(&segment(CLIENT, WEB, flags, C, 0)), []);
     }
     assert_eq!((nat.bindings(), nat.dropped(Reason::NotSyn)), (0, 6));
 }
@@ -80,7 +80,7 @@ fn req3_filtering_is_endpoint_independent_and_address_dependent_by_option() {
 fn req4_an_unsolicited_syn_is_not_answered_for_six_seconds_and_then_refused() {
     let mut nat = Nat::new();
     let syn = segment(WEB, (OUTSIDE[0], 4000), SYN, S, 0);
-    assert_eq!(nat.from_outside(&syn), []);
+    assert_eq!(nat.send_outside(&syn), []);
     assert_eq!(nat.pass(6 * SECOND - TICK), []);
     let told = nat.pass(2 * TICK);
     assert_eq!(told.len(), 1);
@@ -134,7 +134,7 @@ fn req6_no_payload_is_looked_into() {
     let mut says_address = segment(CLIENT, (SERVER, 21), ACK, C + 1, S + 1)[20..].to_vec();
     says_address.extend_from_slice(b"PORT 10,0,0,2,19,136\r\n");
     let packet = crate::dataplane::testing::packet(HOST, SERVER, ip4::TCP, &says_address);
-    assert_eq!(nat.from_inside(&packet)[0].packet[40..], says_address[20..]);
+    assert_eq!(nat.send_inside(&packet)[0].packet[40..], says_address[20..]);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn req7_no_port_is_two_hosts() {
     let seen: std::collections::HashSet<Endpoint> =
         hosts.map(|client| nat.seen(&segment(client, WEB, SYN, C, 0))).collect();
     assert_eq!(seen.len(), 10);
-    assert!(nat.from_inside(&segment(CLIENT, WEB, SYN, C, 0))[0].is_to_inside, "refused");
+    assert!(nat.send_inside(&segment(CLIENT, WEB, SYN, C, 0))[0].is_to_inside, "refused");
 }
 
 #[test]
@@ -152,11 +152,11 @@ fn req8_two_hosts_connect_by_their_outside_addresses() {
     for workers in [1, 3] {
         let mut nat = Nat::with(Setup { workers, ..Setup::default() });
         let listening = connect(&mut nat, (OTHER_HOST, 8000), WEB);
-        let out = nat.from_inside(&segment(CLIENT, listening, SYN, C, 0));
+        let out = nat.send_inside(&segment(CLIENT, listening, SYN, C, 0));
         let (outside, to) = (source(&out[0].packet), destination(&out[0].packet));
         assert!(out[0].is_to_inside && OUTSIDE.contains(&outside.0));
         assert_eq!((to, out[0].packet[ip4::TTL]), ((OTHER_HOST, 8000), 63), "through one router");
-        let out = nat.from_inside(&segment((OTHER_HOST, 8000), outside, SYN | ACK, S, C + 1));
+        let out = nat.send_inside(&segment((OTHER_HOST, 8000), outside, SYN | ACK, S, C + 1));
         assert_eq!((source(&out[0].packet), destination(&out[0].packet)), (listening, CLIENT));
     }
 }
@@ -165,9 +165,9 @@ fn req8_two_hosts_connect_by_their_outside_addresses() {
 fn req9_and_req10_icmp_errors_are_translated_and_end_nothing() {
     let mut nat = Nat::new();
     let outside = connect(&mut nat, CLIENT, WEB);
-    let sent = nat.from_inside(&segment(CLIENT, WEB, ACK, C + 1, S + 1)).remove(0).packet;
+    let sent = nat.send_inside(&segment(CLIENT, WEB, ACK, C + 1, S + 1)).remove(0).packet;
     for code in 0..16 {
-        let out = nat.from_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, code, [0; 4], &sent[..28]));
+        let out = nat.send_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, code, [0; 4], &sent[..28]));
         let quoted = &out[0].packet[28..];
         assert_eq!((&quoted[12..16], &quoted[20..22]), (&HOST.octets()[..], &5000u16.to_be_bytes()[..]));
     }
@@ -205,7 +205,7 @@ fn what_a_closed_connection_still_says_keeps_nothing() {
     for _ in 0..20 {
         nat.pass(11 * SECOND);
         nat.is_let_in(&segment(WEB, outside, ACK, S + 1, C + 1));
-        nat.from_inside(&segment(CLIENT, WEB, RST, C + 1, 0));
+        nat.send_inside(&segment(CLIENT, WEB, RST, C + 1, 0));
     }
     nat.pass(21 * SECOND);
     nat.assert_all_free();

@@ -14,7 +14,7 @@ fn sent_and_seen(nat: &mut Nat) -> Vec<(Vec<u8>, Vec<u8>)> {
         segment((HOST, 5000), (SERVER, 80), tcp::SYN, 1, 0),
         query(5000),
     ];
-    sent.map(|packet| (packet.clone(), nat.from_inside(&packet).remove(0).packet)).to_vec()
+    sent.map(|packet| (packet.clone(), nat.send_inside(&packet).remove(0).packet)).to_vec()
 }
 
 /// The same packet with `options` in its header.
@@ -43,7 +43,7 @@ fn req1_queries_pass_and_an_identifier_is_one_hosts() {
     let other = nat.seen(&echo(icmp::ECHO_REQUEST, OTHER_HOST, SERVER, 7));
     assert_ne!(one, other);
     for (host, seen) in [(HOST, one), (OTHER_HOST, other)] {
-        let out = nat.from_outside(&echo(icmp::ECHO_REPLY, SERVER, seen.0, seen.1));
+        let out = nat.send_outside(&echo(icmp::ECHO_REPLY, SERVER, seen.0, seen.1));
         assert_eq!(destination(&out[0].packet), (host, 7));
     }
     assert!(!nat.is_let_in(&echo(icmp::ECHO_REQUEST, SERVER, one.0, one.1)), "nobody pings through");
@@ -85,11 +85,11 @@ fn req3_options_in_the_outer_and_in_the_quoted_header_are_skipped() {
         // Router alert, no operation, end of list.
         let options = [0x94, 4, 0, 0, 1, 1, 0, 0];
         let quoted = with_options(&seen, &options);
-        let out = nat.from_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &quoted));
+        let out = nat.send_outside(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &quoted));
         assert_eq!(out[0].packet[28 + 12..28 + 16], HOST.octets());
         assert_eq!(out[0].packet[28 + 28..28 + 30], sent[20..22]);
         let outer = error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &seen);
-        let out = nat.from_outside(&with_options(&outer, &options));
+        let out = nat.send_outside(&with_options(&outer, &options));
         assert_eq!(out[0].packet[20..28], options);
         assert_eq!(out[0].packet[36 + 12..36 + 16], HOST.octets());
     }
@@ -105,7 +105,7 @@ fn req4_an_error_from_outside_reaches_the_host_with_the_packet_it_sent() {
             (icmp::PARAMETER_PROBLEM, 0, [9; 4]),
         ] {
             for length in [28, seen.len()] {
-                let out = nat.from_outside(&error(ROUTER, OUTSIDE[0], kind, code, word, &seen[..length]));
+                let out = nat.send_outside(&error(ROUTER, OUTSIDE[0], kind, code, word, &seen[..length]));
                 let [Sent { is_to_inside: true, packet }] = &out[..] else { panic!("not let in") };
                 let header = ip4::parse(packet).unwrap();
                 assert_eq!((header.source, header.destination), (ROUTER, HOST));
@@ -134,10 +134,10 @@ fn req5_an_error_from_inside_reaches_the_server_with_the_packet_it_sent() {
     let mut nat = Nat::new();
     let (_, port) = nat.seen(&udp_packet((HOST, 5000), (SERVER, 53), b"question"));
     let answer = udp_packet((SERVER, 53), (OUTSIDE[0], port), b"late");
-    let let_in = nat.from_outside(&answer).remove(0).packet;
+    let let_in = nat.send_outside(&answer).remove(0).packet;
     // The host itself, or a router behind the NAT.
     for from in [HOST, Ipv4Addr::new(10, 3, 3, 3)] {
-        let out = nat.from_inside(&error(from, SERVER, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &let_in));
+        let out = nat.send_inside(&error(from, SERVER, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &let_in));
         let [Sent { is_to_inside: false, packet }] = &out[..] else { panic!("not let out") };
         let header = ip4::parse(packet).unwrap();
         assert_eq!((header.source, header.destination), (OUTSIDE[0], SERVER));
@@ -147,7 +147,7 @@ fn req5_an_error_from_inside_reaches_the_server_with_the_packet_it_sent() {
         assert_eq!(packet[28..], expected);
     }
     let stranger = udp_packet((SERVER, 53), (HOST, 5001), b"");
-    assert_eq!(nat.from_inside(&error(HOST, SERVER, icmp::UNREACHABLE, 3, [0; 4], &stranger)), []);
+    assert_eq!(nat.send_inside(&error(HOST, SERVER, icmp::UNREACHABLE, 3, [0; 4], &stranger)), []);
 }
 
 #[test]
@@ -169,9 +169,9 @@ fn req7_an_error_between_two_hosts_is_translated_both_ways() {
         let one = nat.seen(&udp_packet((HOST, 5000), (SERVER, 53), b""));
         let other = nat.seen(&udp_packet((OTHER_HOST, 6000), (SERVER, 53), b""));
         let sent = udp_packet((HOST, 5000), other, b"hello");
-        let heard = nat.from_inside(&sent).remove(0).packet;
+        let heard = nat.send_inside(&sent).remove(0).packet;
         assert_eq!(source(&heard), one);
-        let out = nat.from_inside(&error(OTHER_HOST, one.0, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &heard));
+        let out = nat.send_inside(&error(OTHER_HOST, one.0, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &heard));
         let [Sent { is_to_inside: true, packet }] = &out[..] else { panic!("not let in") };
         let header = ip4::parse(packet).unwrap();
         assert_eq!((header.source, header.destination), (other.0, HOST), "as if from where it was sent to");
@@ -186,7 +186,7 @@ fn req8_without_resources_the_sender_is_told_and_nothing_is_forwarded() {
     let mut nat = Nat::with(Setup { ports: (2000, 2001), ..Setup::default() });
     nat.seen(&query(1));
     nat.seen(&query(2));
-    let out = nat.from_inside(&query(3));
+    let out = nat.send_inside(&query(3));
     let [Sent { is_to_inside: true, packet }] = &out[..] else { panic!("it was forwarded: {out:?}") };
     assert_eq!(packet[20..22], [icmp::UNREACHABLE, icmp::CODE_PROHIBITED]);
     assert_eq!(nat.dropped(Reason::PortsExhausted), 1);
@@ -198,7 +198,7 @@ fn req10_a_packet_whose_time_runs_out_here_is_answered() {
     for (mut sent, seen) in sent_and_seen(&mut nat) {
         sent[ip4::TTL] = 1;
         mend(&mut sent);
-        let out = nat.from_inside(&sent);
+        let out = nat.send_inside(&sent);
         assert_eq!((out[0].is_to_inside, out[0].packet[20]), (true, icmp::TIME_EXCEEDED));
         assert_eq!(out[0].packet[28..], sent);
         drop(seen);
@@ -213,7 +213,7 @@ fn an_error_quoting_a_protocol_we_do_not_know_or_cut_short_is_dropped() {
         let quoted = packet(OUTSIDE[0], SERVER, protocol, &seen[20..]);
         assert!(!nat.is_let_in(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &quoted)));
         let quoted = packet(SERVER, HOST, protocol, &[0; 16]);
-        assert_eq!(nat.from_inside(&error(HOST, SERVER, icmp::UNREACHABLE, 1, [0; 4], &quoted)), []);
+        assert_eq!(nat.send_inside(&error(HOST, SERVER, icmp::UNREACHABLE, 1, [0; 4], &quoted)), []);
     }
     for length in 0..28 {
         assert!(!nat.is_let_in(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &seen[..length])));

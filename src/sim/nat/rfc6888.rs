@@ -28,7 +28,7 @@ fn req4_a_host_has_no_more_ports_than_it_may_and_others_have_theirs() {
     let mut nat = Nat::adjusted(|nat| nat.ports_a_host = 3);
     let kept: Vec<Endpoint> = (1..=3).map(|port| nat.seen(&udp((HOST, port), (SERVER, 53)))).collect();
     let fourth = udp((HOST, 4), (SERVER, 53));
-    assert!(is_prohibited(&nat.from_inside(&fourth), &fourth));
+    assert!(is_prohibited(&nat.send_inside(&fourth), &fourth));
     assert_eq!(nat.dropped(Reason::HostLimit), 1);
     nat.seen(&segment((HOST, 4), (SERVER, 80), tcp::SYN, 1, 0));
     nat.seen(&udp((OTHER_HOST, 4), (SERVER, 53)));
@@ -41,7 +41,7 @@ fn req5_a_host_has_no_more_bindings_than_it_may() {
     nat.seen(&udp((HOST, 1), (SERVER, 53)));
     nat.seen(&segment((HOST, 4), (SERVER, 80), tcp::SYN, 1, 0));
     let third = echo(icmp::ECHO_REQUEST, HOST, SERVER, 1);
-    assert!(is_prohibited(&nat.from_inside(&third), &third));
+    assert!(is_prohibited(&nat.send_inside(&third), &third));
     nat.pass(301 * SECOND);
     nat.seen(&third);
 }
@@ -53,9 +53,9 @@ fn req8_a_port_serves_nobody_for_two_minutes_after_its_use() {
     nat.pass(61 * SECOND);
     assert_eq!(nat.bindings(), 0);
     let other = echo(icmp::ECHO_REQUEST, OTHER_HOST, SERVER, 1);
-    assert!(is_prohibited(&nat.from_inside(&other), &other));
+    assert!(is_prohibited(&nat.send_inside(&other), &other));
     nat.pass(118 * SECOND);
-    assert!(is_prohibited(&nat.from_inside(&other), &other));
+    assert!(is_prohibited(&nat.send_inside(&other), &other));
     nat.pass(2 * SECOND);
     assert_eq!(nat.seen(&other), (OUTSIDE[0], 2000));
 }
@@ -66,7 +66,7 @@ fn req11_without_resources_the_new_is_refused_and_the_old_is_kept() {
     let kept: Vec<Endpoint> = (1..=4).map(|port| nat.seen(&udp((HOST, port), (SERVER, 53)))).collect();
     for port in 5..50 {
         let more = udp((HOST, port), (SERVER, 53));
-        assert!(is_prohibited(&nat.from_inside(&more), &more), "told, and never forwarded as it is");
+        assert!(is_prohibited(&nat.send_inside(&more), &more), "told, and never forwarded as it is");
     }
     assert_eq!((nat.bindings(), nat.dropped(Reason::TableFull)), (4, 45));
     for (port, outside) in (1..).zip(kept) {
@@ -88,10 +88,10 @@ fn req12_blocks_of_ports_are_a_hosts_alone_and_are_given_back() {
     }
     assert_eq!(owner.len(), 4);
     let fourth = udp((Ipv4Addr::new(10, 0, 0, 9), 1), (SERVER, 53));
-    assert!(is_prohibited(&nat.from_inside(&fourth), &fourth));
+    assert!(is_prohibited(&nat.send_inside(&fourth), &fourth));
     nat.pass(301 * SECOND);
     nat.assert_all_free();
-    assert!(is_prohibited(&nat.from_inside(&fourth), &fourth), "the blocks rest");
+    assert!(is_prohibited(&nat.send_inside(&fourth), &fourth), "the blocks rest");
     nat.pass(121 * SECOND);
     nat.seen(&fourth);
 }
@@ -120,7 +120,7 @@ fn endpoint_dependent_mapping_has_more_flows_than_ports() {
         }
         assert_eq!(nat.bindings(), 80);
         for (&(outside, remote), inside) in &seen {
-            let out = nat.from_outside(&udp(remote, outside));
+            let out = nat.send_outside(&udp(remote, outside));
             assert_eq!(destination(&out[0].packet), (HOST, 5000 + inside));
             assert!(!nat.is_let_in(&udp((remote.0, 54), outside)));
         }
