@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -15,7 +15,7 @@ use crate::{
         conntrack::{CtIndex, FanInit, FanReport, Link, Role},
         forwarding::{Forwarding, Identity, Interface},
         gateway::Transit,
-        nat::{BindingInit, Class, Mapping, NatConfig, OutsideAddresses, Owner},
+        nat::{BindingInit, Class, Mapping, NatConfig, OutsideAddresses, Owner, token as nat_token},
         published::Published,
         reason::Reason,
     },
@@ -43,6 +43,7 @@ pub(crate) struct TableWorker {
     generations: HashMap<u32, u16>,
     pub(crate) fans: BTreeMap<u32, (FanInit, [Option<Link>; PATHS_MAX])>,
     pub(crate) bindings: BTreeMap<u32, BindingInit>,
+    pub(crate) hosts6: BTreeMap<u32, Ipv6Addr>,
     pub(crate) forwarding: Forwarding,
     pub(crate) resumed: Vec<u32>,
     pub(crate) refused: Vec<(u32, Reason)>,
@@ -60,6 +61,7 @@ impl TableWorker {
             generations: HashMap::new(),
             fans: BTreeMap::new(),
             bindings: BTreeMap::new(),
+            hosts6: BTreeMap::new(),
             forwarding: Forwarding::default(),
             resumed: Vec::new(),
             refused: Vec::new(),
@@ -120,8 +122,10 @@ impl TableWorker {
                     .owner_of(outside)
                     .unwrap_or_else(|| self.identity.owner_of_host(binding.inside_address));
                 assert_eq!(owner, self.number);
-                let is_same_port =
-                    |held: &BindingInit| held.protocol == binding.protocol && held.outside_port == binding.outside_port;
+                let port = |of: &BindingInit| (of.protocol, of.outside_address, of.outside_port);
+                let is_same_port = |held: &BindingInit| port(held) == port(&binding);
+                let host = nat_token::host_of(binding.inside_address);
+                assert!(host.is_none_or(|(_, place)| self.hosts6.contains_key(&place)), "its host comes first");
                 assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
                 assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
                 let class = Class::first(binding.protocol) as u8;
@@ -136,6 +140,16 @@ impl TableWorker {
                 }
                 self.bindings.remove(&index);
                 return Some(Event::BindingFreed { index });
+            }
+            Command::SetHost6 { place, address: Some(address) } => {
+                assert!(!self.hosts6.values().any(|held| *held == address), "{address} has one place");
+                assert!(self.hosts6.insert(place, address).is_none(), "place {place} is in use");
+            }
+            Command::SetHost6 { place, address: None } => {
+                let is_its =
+                    |held: &BindingInit| nat_token::host_of(held.inside_address).is_some_and(|(_, at)| at == place);
+                assert!(!self.bindings.values().any(is_its), "a host goes after its bindings");
+                assert!(self.hosts6.remove(&place).is_some(), "place {place} is unused");
             }
             Command::Resume { waiting } => self.resumed.push(waiting),
             Command::Refuse { waiting, reason } => self.refused.push((waiting, reason)),
@@ -397,6 +411,7 @@ impl Net {
             assert!(control.workers.iter().all(|tables| tables.by_key.is_empty()), "{name}");
             for worker in &node.workers {
                 assert!(worker.slots.is_empty() && worker.fans.is_empty() && worker.bindings.is_empty(), "{name}");
+                assert!(worker.hosts6.is_empty(), "{name}");
             }
         }
     }

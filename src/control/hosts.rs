@@ -4,16 +4,20 @@
 //! (RFC 6888 REQ-4, REQ-5), and, where blocks are configured, ports in blocks that are its alone: then one line of the log
 //! says for hours who had which ports, and no line says whom it spoke to (RFC 6888 REQ-12).
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use super::{
+    hosts6::Hosts6,
     ports::{Ports, Wish},
     random::Random,
 };
 use crate::{
     Nanos,
     dataplane::{
-        nat::{BindingKey, NatConfig, OutsideAddresses, Owner},
+        nat::{BindingKey, NatConfig, OutsideAddresses, Owner, Translation, token},
         reason::Reason,
     },
     wire::ip4,
@@ -50,8 +54,10 @@ pub(super) struct Hosts {
     /// By outside address and protocol.
     ports: Vec<[Ports; PROTOCOLS]>,
     hosts: HashMap<(Owner, Ipv4Addr), Host>,
-    /// What the log calls the outside addresses.
-    addresses: Vec<Ipv4Addr>,
+    /// Those of IPv6, which the others are tokens of.
+    pub(super) ip6: Hosts6,
+    /// The outside addresses, by number.
+    addresses: Vec<IpAddr>,
 }
 
 /// What a binding was given.
@@ -63,15 +69,16 @@ pub(super) struct Lease {
 }
 
 impl Hosts {
-    /// No hosts, and all ports that are `worker`'s.
-    pub(super) fn new(config: &NatConfig, outside: &OutsideAddresses, worker: usize) -> Self {
+    /// No hosts, but room for `capacity` of IPv6, and all ports that are `worker`'s.
+    pub(super) fn new(config: &NatConfig, outside: &OutsideAddresses, worker: usize, capacity: u32) -> Self {
         let ports = (0..outside.count())
             .map(|number| {
                 std::array::from_fn(|_| Ports::new(outside.ports_of(number as u8, worker), config.port_block))
             })
             .collect();
-        let addresses = config.addresses.iter().map(|outside| outside.address).collect();
-        Self { ports, hosts: HashMap::new(), addresses }
+        let addresses = (0..=u8::MAX).map_while(|number| config.outside_address(number)).collect();
+        let ip6 = Hosts6::new(if config.has_ip6() { capacity } else { 0 });
+        Self { ports, hosts: HashMap::new(), ip6, addresses }
     }
 
     /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
@@ -90,9 +97,10 @@ impl Hosts {
             Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
             Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
             Some(host) => (host.address, false),
-            None => (self.address_for(config, key.owner, row, random, now)?, true),
+            None => (self.address_for(config, key, row, random, now)?, true),
         };
         let wish = Wish { parity_of: config.keeps_parity.then_some(key.port).filter(|_| key.protocol != ip4::ICMP) };
+        let inside = self.name(key.address);
         let host = self.hosts.entry(name).or_insert_with(|| Host { address, ..Host::default() });
         let ports = &mut self.ports[usize::from(address)][row];
         let port = match is_good {
@@ -100,7 +108,7 @@ impl Hosts {
             None if config.port_block == 0 => ports.lease(wish, random, now),
             None => lease_in_blocks(ports, &mut host.blocks[row], wish, random, now, |range| {
                 let outside = self.addresses[usize::from(address)];
-                let (protocol, inside) = (key.protocol, key.address);
+                let protocol = key.protocol;
                 tracing::info!(%inside, %outside, protocol, first = range.0, last = range.1, "block given");
             }),
         };
@@ -118,6 +126,7 @@ impl Hosts {
     /// A binding is gone: takes its port back, and forgets a host that has none left.
     pub(super) fn give(&mut self, key: &BindingKey, lease: Lease, now: Nanos) {
         let (Some(row), name) = (row(key.protocol), (key.owner, key.address)) else { return };
+        let inside = self.name(key.address);
         let ports = &mut self.ports[usize::from(lease.address)][row];
         ports.give(lease.port, now);
         let Some(host) = self.hosts.get_mut(&name) else { return };
@@ -132,7 +141,7 @@ impl Hosts {
                     let range = ports.block_range(block);
                     ports.give_block(block, now);
                     let outside = self.addresses[usize::from(lease.address)];
-                    let (protocol, inside) = (key.protocol, key.address);
+                    let protocol = key.protocol;
                     tracing::info!(%inside, %outside, protocol, first = range.start(), last = range.end(), "block returned");
                 }
             }
@@ -142,6 +151,12 @@ impl Hosts {
         }
     }
 
+    /// What people call an inside host.
+    pub(super) fn name(&self, address: Ipv4Addr) -> IpAddr {
+        let six = token::host_of(address).and_then(|(_, place)| self.ip6.address(place));
+        six.map_or(address.into(), IpAddr::from)
+    }
+
     /// Ports leased and there of a protocol, all addresses together.
     pub(super) fn used(&self, row: usize) -> (u32, u32) {
         self.ports
@@ -149,26 +164,33 @@ impl Hosts {
             .fold((0, 0), |(used, capacity), ports| (used + ports[row].leased(), capacity + ports[row].capacity()))
     }
 
-    /// The outside address of a host that has none yet: a random one that has ports left. Sessions have the node's own.
+    /// The outside address of a host that has none yet: a random one of its family that has ports left. Sessions have the
+    /// node's own, which is the first.
     fn address_for(
         &self,
         config: &NatConfig,
-        owner: Owner,
+        key: &BindingKey,
         row: usize,
         random: &mut Random,
         now: Nanos,
     ) -> Result<u8, Reason> {
-        if owner != Owner::INSIDE {
-            return Ok(0);
-        }
-        let Some(count) = u32::try_from(config.gateway.len()).ok().filter(|count| *count > 0) else {
+        let numbers6: Vec<u8>;
+        let numbers = match token::host_of(key.address) {
+            Some((Translation::Nat66, _)) => {
+                numbers6 = config.numbers6().collect();
+                &numbers6
+            }
+            Some((Translation::Nat64, _)) | None if key.owner != Owner::INSIDE => return Ok(0),
+            Some((Translation::Nat64, _)) | None => &config.gateway,
+        };
+        let Some(count) = u32::try_from(numbers.len()).ok().filter(|count| *count > 0) else {
             return Err(Reason::PortsExhausted);
         };
-        let start = random.below(count) as usize;
-        let (before, after) = config.gateway.split_at(start);
+        let start = if key.owner == Owner::INSIDE { random.below(count) as usize } else { 0 };
+        let (before, after) = numbers.split_at(start);
         let has_ports = |number: &&u8| !self.ports[usize::from(**number)][row].is_exhausted(now);
         // Shared ports are never exhausted for all destinations, so the first may do all the same.
-        Ok(*after.iter().chain(before).find(has_ports).unwrap_or(&config.gateway[start]))
+        Ok(*after.iter().chain(before).find(has_ports).unwrap_or(&numbers[start]))
     }
 }
 

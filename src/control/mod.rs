@@ -19,6 +19,7 @@ mod gateway;
 #[cfg(test)]
 pub(crate) mod harness;
 mod hosts;
+mod hosts6;
 pub mod interface;
 mod nat;
 mod nat_ageing;
@@ -156,6 +157,9 @@ impl Control {
         match event {
             Event::Punt { waiting, cause: PuntCause::NoBinding { key, remote, tcp_flags } } => {
                 self.on_no_binding(worker, waiting, key, remote, tcp_flags, now);
+            }
+            Event::Punt { waiting, cause: PuntCause::NoBinding6 { flow, tcp_flags } } => {
+                self.on_no_binding6(worker, waiting, &flow, tcp_flags, now);
             }
             Event::Punt { waiting, cause: PuntCause::NoAdjacency { interface, next_hop } } => {
                 self.on_no_adjacency(worker, waiting, interface, next_hop, now);

@@ -133,12 +133,13 @@ impl Control {
             protocol,
             inside_address: key.address,
             inside_port: key.port,
-            outside_address: nat.addresses[usize::from(lease.address)].address,
+            outside_address: nat.outside_token(lease.address).expect("it was leased out of the pool"),
             outside_port: lease.port,
             mapping,
             filtering: nat.filtering,
         };
         self.counters.bindings_made += 1;
+        self.hold_host_of(worker, &key);
         self.command(worker, Command::SetBinding { index, binding });
         self.watch_new_binding(worker, index, Class::first(key.protocol));
         Ok(index)
@@ -163,6 +164,7 @@ impl Control {
                 tables.shared.remove(&(key.protocol, lease, remote));
             }
         }
+        self.release_host_of(worker, &key);
         if let Some(exit) = self.exit_of(worker, key.owner) {
             exit.bindings.remove(&index);
         }

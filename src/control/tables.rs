@@ -95,7 +95,7 @@ impl Tables {
             nat: Vec::new(),
             by_key: HashMap::new(),
             shared: HashSet::new(),
-            hosts: Hosts::new(&config.nat, &outside, worker),
+            hosts: Hosts::new(&config.nat, &outside, worker, config.bindings),
             published,
             backlog: VecDeque::new(),
             room: usize::MAX,

@@ -4,12 +4,12 @@
 //! the slot last, so that a packet never meets a half-written record. What a worker gives up (a freed slot, an
 //! old table) goes back as an event; only then does the control core reuse it. A worker never frees memory.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
     conntrack::{FanInit, FanReport, Link, Role},
     forwarding::Forwarding,
-    nat::{BindingInit, BindingKey, Endpoint},
+    nat::{BindingInit, BindingKey, Endpoint, Owner, Translation},
     reason::Reason,
 };
 use crate::{Nanos, telemetry::histogram::Histograms};
@@ -29,6 +29,8 @@ pub enum Command {
     FreeSlot { slot: u32, generation: u16, idle_since: Option<u32> },
     /// Writes a binding and makes it findable by inside key and by outside port.
     SetBinding { index: u32, binding: BindingInit },
+    /// Writes the inside host of IPv6 at `place`, before its first binding, or takes it out after its last one.
+    SetHost6 { place: u32, address: Option<Ipv6Addr> },
     /// Frees a binding, with `idle_since` only where its stamp is still that one.
     /// Answered by [`Event::BindingFreed`] or [`Event::BindingKept`].
     FreeBinding { index: u32, idle_since: Option<u32> },
@@ -87,6 +89,13 @@ pub enum PuntCause {
         /// Flags of a TCP segment.
         tcp_flags: u8,
     },
+    /// The same of an inside host of IPv6, which may have no token yet.
+    NoBinding6 {
+        /// What the new binding is for.
+        flow: Flow6,
+        /// Flags of a TCP segment.
+        tcp_flags: u8,
+    },
     /// The MAC address of the next hop is not known.
     NoAdjacency {
         /// Kernel index of the interface.
@@ -94,6 +103,23 @@ pub enum PuntCause {
         /// The next hop.
         next_hop: Ipv4Addr,
     },
+}
+
+/// What a binding of an inside host of IPv6 is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow6 {
+    /// Who sent the packet.
+    pub owner: Owner,
+    /// To which family it is translated.
+    pub translation: Translation,
+    /// ICMP (the number of IPv4's), TCP or UDP.
+    pub protocol: u8,
+    /// Source address.
+    pub address: Ipv6Addr,
+    /// Source port or ICMP identifier.
+    pub port: u16,
+    /// Where to: an address of IPv4, or what [`Hosts6::remote`](super::nat::Hosts6::remote) makes of one of IPv6.
+    pub remote: Endpoint,
 }
 
 /// One answered probe, on this node's clock but for `remote_received`.

@@ -16,7 +16,7 @@ use super::{
     forwarding::Identity,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
-    nat::{Bindings, Endpoint, held_syns::HeldSyns},
+    nat::{Bindings, Endpoint, Hosts6, Prefix64, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -51,6 +51,10 @@ pub struct Context {
     pub fans: Box<[Fan]>,
     /// NAT bindings.
     pub bindings: Bindings,
+    /// Inside hosts of IPv6.
+    pub hosts6: Hosts6,
+    /// Where the IPv4 internet is for them.
+    pub nat64: Option<Prefix64>,
     /// Bindings of tunnels and of the gateway's hosts are for one remote endpoint each.
     pub is_endpoint_dependent: bool,
     /// Packets from outside keep a binding alive, too.

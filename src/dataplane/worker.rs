@@ -18,7 +18,7 @@ use super::{
     forwarding::{Forwarding, Identity},
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
-    nat::{Bindings, NatConfig, held_syns::HeldSyns},
+    nat::{Bindings, Hosts6, NatConfig, held_syns::HeldSyns, token},
     nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
@@ -118,6 +118,11 @@ impl<D: Driver> Worker<D> {
                 config.nat.outside(config.identity.workers),
                 config.hash_key,
             ),
+            hosts6: Hosts6::new(
+                if config.nat.has_ip6() { config.bindings.min(token::HOSTS_MAX) } else { 0 },
+                config.hash_key,
+            ),
+            nat64: config.nat.nat64,
             is_endpoint_dependent: config.nat.is_endpoint_dependent,
             is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
             routes: RouteCache::new(Box::<Forwarding>::default()),
@@ -236,6 +241,7 @@ impl<D: Driver> Worker<D> {
                 }
                 self.show_used();
             }
+            Command::SetHost6 { place, address } => self.context.hosts6.set(place, address),
             Command::FreeBinding { index, idle_since } => {
                 let stamp = self.context.published.bindings.get(index as usize);
                 let is_kept = idle_since.is_some_and(|then| stamp.is_some_and(|s| s.last_seen.load(Relaxed) != then));
