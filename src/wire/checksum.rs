@@ -70,6 +70,24 @@ impl Delta {
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
+    /// Words that are gone; an even number of bytes.
+    #[inline]
+    pub fn take(self, bytes: &[u8]) -> Self {
+        self.word(fold(sum(bytes, 0)), 0)
+    }
+
+    /// Words that are new; an even number of bytes.
+    #[inline]
+    pub fn put(self, bytes: &[u8]) -> Self {
+        self.word(0, fold(sum(bytes, 0)))
+    }
+
+    /// Both changes.
+    #[inline]
+    pub fn join(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum field that was `field` before the change.
     #[inline]
     pub fn apply(self, field: u16) -> u16 {
@@ -101,6 +119,14 @@ mod tests {
             let old = crate::wire::read_u16(&bytes, 2);
             bytes[2..4].copy_from_slice(&new.to_be_bytes());
             proptest::prop_assert_eq!(Delta::default().word(old, new).apply(field), of(&bytes));
+        }
+
+        #[test]
+        fn words_may_come_and_go(kept in 1u16.., old in 0u64.., new in 0u128..) {
+            let (kept, old, new) = (kept.to_be_bytes(), old.to_be_bytes(), new.to_be_bytes());
+            let before = of(&[&kept[..], &old].concat());
+            let after = of(&[&kept[..], &new].concat());
+            proptest::prop_assert_eq!(Delta::default().take(&old).put(&new).apply(before), after);
         }
     }
 }

@@ -6,7 +6,9 @@
 pub mod checksum;
 pub mod ethernet;
 pub mod icmp;
+pub mod icmp6;
 pub mod ip4;
+pub mod ip6;
 pub mod relay;
 pub mod tcp;
 pub mod udp;
