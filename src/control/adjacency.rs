@@ -228,6 +228,8 @@ impl Control {
             interfaces: state.interfaces.clone(),
             routes: RouteTable::new(&state.routes),
             adjacencies: adjacencies.collect(),
+            routes6: RouteTable::default(),
+            adjacencies6: Vec::new(),
             peers,
             deny,
             allow: self.config.allow.clone(),

@@ -3,9 +3,10 @@
 //! The control core builds a new snapshot on every change and hands it over; a worker looks up, never writes.
 //! Lookups by destination are cached per worker.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
+    address::Address,
     gateway::Gateway,
     route_table::{NOWHERE, NextHop, RouteTable},
 };
@@ -14,14 +15,17 @@ use crate::{
     wire::{ethernet::Mac, relay::HopKey},
 };
 
-/// An IPv4 prefix.
+/// A prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct Prefix {
+pub struct Prefix<A = Ipv4Addr> {
     /// The network address, host bits zero.
-    pub address: Ipv4Addr,
-    /// Bits of the network part, 0 to 32.
+    pub address: A,
+    /// Bits of the network part, 0 to 32 (or 128).
     pub length: u8,
 }
+
+/// A prefix of IPv6.
+pub type Prefix6 = Prefix<Ipv6Addr>;
 
 impl Prefix {
     /// The prefix of `length` bits that `address` is in. Panics where `length` is above 32.
@@ -46,27 +50,65 @@ impl Prefix {
     }
 }
 
+impl Prefix6 {
+    /// The prefix of `length` bits that `address` is in. Panics where `length` is above 128.
+    pub const fn of(address: Ipv6Addr, length: u8) -> Self {
+        assert!(length <= 128);
+        Self { address: Ipv6Addr::from_bits(address.to_bits() & Self::mask(length)), length }
+    }
+
+    const fn mask(length: u8) -> u128 {
+        if length == 0 { 0 } else { u128::MAX << (128 - length) }
+    }
+
+    /// True where `address` is inside.
+    #[inline]
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        (address.to_bits() ^ self.address.to_bits()) & Self::mask(self.length) == 0
+    }
+}
+
 impl std::str::FromStr for Prefix {
     type Err = String;
 
     /// Reads `192.0.2.0/24`, or a plain address as a /32.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let address: Ipv4Addr = address.parse().map_err(|_| format!("'{text}' is not an IPv4 prefix"))?;
-        let length: u8 =
-            length.parse().ok().filter(|n| *n <= 32).ok_or_else(|| format!("'{text}': a prefix length is 0 to 32"))?;
-        let prefix = Self::new(address, length);
-        if prefix.address != address {
-            return Err(format!(
-                "'{text}' has bits set after its prefix length; did you mean {}/{length}?",
-                prefix.address
-            ));
-        }
-        Ok(prefix)
+        read(text, "IPv4", Self::new)
     }
 }
 
-impl std::fmt::Display for Prefix {
+impl std::str::FromStr for Prefix6 {
+    type Err = String;
+
+    /// Reads `2001:db8::/32`, or a plain address as a /128.
+    fn from_str(text: &str) -> Result<Self, String> {
+        read(text, "IPv6", Self::of)
+    }
+}
+
+fn read<A: Address + std::str::FromStr + std::fmt::Display>(
+    text: &str,
+    family: &str,
+    new: fn(A, u8) -> Prefix<A>,
+) -> Result<Prefix<A>, String> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, length.parse().ok()),
+        None => (text, Some(A::LENGTH)),
+    };
+    let address: A = address.parse().map_err(|_| format!("'{text}' is not an {family} prefix"))?;
+    let length: u8 =
+        length.filter(|n| *n <= A::LENGTH).ok_or_else(|| format!("'{text}': a prefix length is 0 to {}", A::LENGTH))?;
+    let prefix = new(address, length);
+    if prefix.address != address {
+        return Err(format!(
+            "'{text}' has bits set after its prefix length; did you mean {}/{length}?",
+            prefix.address
+        ));
+    }
+    Ok(prefix)
+}
+
+impl<A: std::fmt::Display> std::fmt::Display for Prefix<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.address, self.length)
     }
@@ -74,11 +116,11 @@ impl std::fmt::Display for Prefix {
 
 /// A route of the kernel's main table. One with several next hops is several of these, of equal prefix and metric.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Route {
+pub struct Route<A = Ipv4Addr> {
     /// Where to.
-    pub prefix: Prefix,
+    pub prefix: Prefix<A>,
     /// Through which router; `None`: the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<A>,
     /// Index in [`Forwarding::interfaces`], or [`NOWHERE`].
     pub interface: u8,
     /// Smaller is better among equal prefixes.
@@ -100,9 +142,9 @@ pub struct Interface {
 
 /// A next hop whose MAC address is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Adjacency {
+pub struct Adjacency<A = Ipv4Addr> {
     /// The next hop's address.
-    pub next_hop: Ipv4Addr,
+    pub next_hop: A,
     /// Its MAC address.
     pub mac: Mac,
     /// Index in [`Forwarding::interfaces`].
@@ -145,7 +187,13 @@ impl Identity {
     /// came in elsewhere is handed over before it reaches the NAT.
     #[inline]
     pub fn owner_of_host(&self, inside: Ipv4Addr) -> usize {
-        (inside.to_bits().wrapping_mul(0x9e37_79b1) >> 16) as usize % usize::from(self.workers)
+        (inside.spread() >> 16) as usize % usize::from(self.workers)
+    }
+
+    /// The same for one of IPv6.
+    #[inline]
+    pub fn owner_of_host6(&self, inside: Ipv6Addr) -> usize {
+        (inside.spread() >> 16) as usize % usize::from(self.workers)
     }
 }
 
@@ -158,6 +206,10 @@ pub struct Forwarding {
     pub routes: RouteTable,
     /// Sorted by interface and next hop; at most [`limits::ADJACENCIES_MAX`].
     pub adjacencies: Vec<Adjacency>,
+    /// The same of IPv6.
+    pub routes6: RouteTable<Ipv6Addr>,
+    /// The same of IPv6.
+    pub adjacencies6: Vec<Adjacency<Ipv6Addr>>,
     /// By peer number; at most [`limits::PEERS_MAX`].
     pub peers: Vec<Peer>,
     /// Destinations that an exit sends nothing to; an address in `allow` is let through all the same.
@@ -170,7 +222,7 @@ pub struct Forwarding {
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lookup {
+pub enum Lookup<A = Ipv4Addr> {
     /// Out of this interface to this MAC address.
     Found {
         /// Index in [`Forwarding::interfaces`].
@@ -183,13 +235,13 @@ pub enum Lookup {
         /// Index in [`Forwarding::interfaces`].
         interface: u8,
         /// The next hop.
-        next_hop: Ipv4Addr,
+        next_hop: A,
     },
     /// No route out of our interfaces.
     NoRoute,
 }
 
-impl Lookup {
+impl<A: Copy> Lookup<A> {
     /// The interface that a packet leaves by.
     #[inline]
     pub fn interface(self) -> Option<u8> {
@@ -203,25 +255,33 @@ impl Lookup {
 impl Forwarding {
     /// Longest-prefix match, a choice among equal next hops, then the next hop's adjacency.
     pub fn lookup(&self, destination: Ipv4Addr) -> Lookup {
-        let hops = self.routes.lookup(destination);
-        let Some(hop) = self.choose(hops, destination) else { return Lookup::NoRoute };
+        self.find(&self.routes, &self.adjacencies, destination)
+    }
+
+    /// The same for IPv6.
+    pub fn lookup6(&self, destination: Ipv6Addr) -> Lookup<Ipv6Addr> {
+        self.find(&self.routes6, &self.adjacencies6, destination)
+    }
+
+    fn find<A: Address>(&self, routes: &RouteTable<A>, adjacencies: &[Adjacency<A>], destination: A) -> Lookup<A> {
+        let Some(hop) = self.choose(routes.lookup(destination), destination) else { return Lookup::NoRoute };
         let next_hop = hop.gateway.unwrap_or(destination);
         let key = (hop.interface, next_hop);
-        match self.adjacencies.binary_search_by_key(&key, |a| (a.interface, a.next_hop)) {
-            Ok(at) => Lookup::Found { interface: hop.interface, mac: self.adjacencies[at].mac },
+        match adjacencies.binary_search_by_key(&key, |a| (a.interface, a.next_hop)) {
+            Ok(at) => Lookup::Found { interface: hop.interface, mac: adjacencies[at].mac },
             Err(_) => Lookup::Unresolved { interface: hop.interface, next_hop },
         }
     }
 
     /// The same next hop for the same destination, as long as its interface is up; with that one down, another.
-    fn choose<'a>(&self, hops: &'a [NextHop], destination: Ipv4Addr) -> Option<&'a NextHop> {
-        let ours = |hop: &&NextHop| hop.interface != NOWHERE;
+    fn choose<'a, A: Address>(&self, hops: &'a [NextHop<A>], destination: A) -> Option<&'a NextHop<A>> {
+        let ours = |hop: &&NextHop<A>| hop.interface != NOWHERE;
         if hops.len() <= 1 {
             return hops.first().filter(ours);
         }
-        let first = (destination.to_bits().wrapping_mul(0x9e37_79b1) >> 8) as usize % hops.len();
+        let first = (destination.spread() >> 8) as usize % hops.len();
         let (after, before) = (&hops[first..], &hops[..first]);
-        let is_up = |hop: &&NextHop| self.interfaces.get(usize::from(hop.interface)).is_some_and(|i| i.is_up);
+        let is_up = |hop: &&NextHop<A>| self.interfaces.get(usize::from(hop.interface)).is_some_and(|i| i.is_up);
         after.iter().chain(before).find(is_up).or(hops.first()).filter(ours)
     }
 
@@ -231,9 +291,17 @@ impl Forwarding {
             || !self.deny.iter().any(|prefix| prefix.contains(destination))
     }
 
+    /// The same for IPv6: an exit sends to the internet, not to private or local addresses (RFC 4291 section 2.4).
+    pub fn is_exit_allowed6(&self, destination: Ipv6Addr) -> bool {
+        const GLOBAL_UNICAST: Prefix6 = Prefix6::of(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+        GLOBAL_UNICAST.contains(destination)
+    }
+
     /// True where the snapshot keeps to the limits.
     pub fn is_within_limits(&self) -> bool {
-        self.adjacencies.len() <= limits::ADJACENCIES_MAX && self.peers.len() <= limits::PEERS_MAX
+        self.adjacencies.len() <= limits::ADJACENCIES_MAX
+            && self.adjacencies6.len() <= limits::ADJACENCIES_MAX
+            && self.peers.len() <= limits::PEERS_MAX
     }
 }
 

@@ -5,7 +5,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::forwarding::Prefix;
+use super::{
+    forwarding::{Prefix, Prefix6},
+    nat::Prefix64,
+};
 
 /// Whose side of the gateway an interface is on (RFC 2663: the realm).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,10 +63,18 @@ pub struct Gateway {
     /// By interface number: the node's address there, if it has one. Errors about packets that came in there come from it
     /// (RFC 1812 section 4.3.2.4).
     pub routers: Vec<Option<Ipv4Addr>>,
+    /// The same of IPv6.
+    pub routers6: Vec<Option<Ipv6Addr>>,
     /// Outside addresses.
     pub addresses: Vec<OutsideAddress>,
+    /// Those of IPv6.
+    pub addresses6: Vec<OutsideAddress6>,
+    /// Destinations that are IPv4 addresses by another name.
+    pub nat64: Option<Prefix64>,
     /// Destinations that see inside hosts as they are.
     pub exempt: Vec<Prefix>,
+    /// Those of IPv6.
+    pub exempt6: Vec<Prefix6>,
     /// Forwarded ports, in the order of [`StaticMapping::place`].
     pub mappings: Vec<StaticMapping>,
     /// No new flows: those there are go on.
@@ -90,6 +101,11 @@ impl Gateway {
         self.routers.get(usize::from(interface)).copied().flatten()
     }
 
+    /// The same of IPv6.
+    pub fn router6(&self, interface: u8) -> Option<Ipv6Addr> {
+        self.routers6.get(usize::from(interface)).copied().flatten()
+    }
+
     /// The mapping of a forwarded port.
     #[inline]
     pub fn mapping_of(&self, protocol: u8, outside: (Ipv4Addr, u16)) -> Option<&StaticMapping> {
@@ -105,6 +121,11 @@ impl Gateway {
     /// True where packets to or from `address` are not translated.
     pub fn is_exempt(&self, address: Ipv4Addr) -> bool {
         self.exempt.iter().any(|prefix| prefix.contains(address))
+    }
+
+    /// The same for IPv6.
+    pub fn is_exempt6(&self, address: Ipv6Addr) -> bool {
+        self.exempt6.iter().any(|prefix| prefix.contains(address))
     }
 }
 

@@ -8,6 +8,7 @@
 //! The way of a packet: [`driver`] -> [`worker`] (the loop) -> [`graph`] (the order) -> `nodes/` (one file a
 //! node) -> [`driver`].
 
+pub mod address;
 pub mod command;
 pub mod conntrack;
 pub mod context;

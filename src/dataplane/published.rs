@@ -49,7 +49,7 @@ pub fn add(counter: &AtomicU64, n: u64) {
 }
 
 /// Nodes of the packet graph, at most; `graph::NODES` has their names.
-pub const NODES_MAX: usize = 24;
+pub const NODES_MAX: usize = 32;
 
 /// Counters of one node of the graph.
 #[derive(Debug)]

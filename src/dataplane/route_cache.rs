@@ -2,9 +2,10 @@
 //!
 //! Direct-mapped, one entry a bucket; a new snapshot makes all entries stale by its epoch.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
+    address::Address,
     forwarding::{Forwarding, Lookup},
     gateway::Realm,
 };
@@ -13,11 +14,11 @@ const ENTRIES: usize = 1024;
 
 /// What a packet to one destination needs to know.
 #[derive(Clone, Copy, Debug)]
-pub struct Cached {
-    destination: Ipv4Addr,
+pub struct Cached<A = Ipv4Addr> {
+    destination: A,
     epoch: u32,
     /// Where it leaves.
-    pub lookup: Lookup,
+    pub lookup: Lookup<A>,
     /// True where an exit may send there.
     pub is_exit_allowed: bool,
     /// MTU of the interface it leaves by; zero where there is no route.
@@ -30,28 +31,38 @@ pub struct Cached {
     pub is_exempt: bool,
 }
 
+impl<A: Address> Cached<A> {
+    /// Of no snapshot.
+    const STALE: Self = Self {
+        destination: A::UNSPECIFIED,
+        epoch: 0,
+        lookup: Lookup::NoRoute,
+        is_exit_allowed: false,
+        mtu: 0,
+        is_up: false,
+        realm: Realm::Neither,
+        is_exempt: false,
+    };
+}
+
 /// The current snapshot and the cache over it.
 #[derive(Debug)]
 pub struct RouteCache {
     forwarding: Box<Forwarding>,
     epoch: u32,
     entries: Box<[Cached]>,
+    entries6: Box<[Cached<Ipv6Addr>]>,
 }
 
 impl RouteCache {
     /// A cache over `forwarding`.
     pub fn new(forwarding: Box<Forwarding>) -> Self {
-        let stale = Cached {
-            destination: Ipv4Addr::UNSPECIFIED,
-            epoch: 0,
-            lookup: Lookup::NoRoute,
-            is_exit_allowed: false,
-            mtu: 0,
-            is_up: false,
-            realm: Realm::Neither,
-            is_exempt: false,
-        };
-        Self { forwarding, epoch: 1, entries: vec![stale; ENTRIES].into_boxed_slice() }
+        Self {
+            forwarding,
+            epoch: 1,
+            entries: vec![Cached::STALE; ENTRIES].into_boxed_slice(),
+            entries6: vec![Cached::STALE; ENTRIES].into_boxed_slice(),
+        }
     }
 
     /// The current snapshot.
@@ -80,25 +91,53 @@ impl RouteCache {
     /// What there is to know of `destination`.
     #[inline]
     pub fn lookup(&mut self, destination: Ipv4Addr) -> Cached {
-        let bucket = (destination.to_bits().wrapping_mul(0x9e37_79b1) >> 16) as usize % ENTRIES;
+        let bucket = (destination.spread() >> 16) as usize % ENTRIES;
         let entry = self.entries[bucket];
         if entry.destination == destination && entry.epoch == self.epoch {
             return entry;
         }
-        let lookup = self.forwarding.lookup(destination);
-        let number = lookup.interface();
-        let interface = number.and_then(|number| self.forwarding.interfaces.get(usize::from(number)));
+        let forwarding = &self.forwarding;
         let fresh = Cached {
             destination,
             epoch: self.epoch,
-            lookup,
-            is_exit_allowed: self.forwarding.is_exit_allowed(destination),
-            mtu: interface.map_or(0, |i| i.mtu),
-            is_up: interface.is_some_and(|i| i.is_up),
-            realm: number.map_or(Realm::Neither, |number| self.realm(number)),
-            is_exempt: self.forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt(destination)),
+            is_exit_allowed: forwarding.is_exit_allowed(destination),
+            is_exempt: forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt(destination)),
+            ..self.way(forwarding.lookup(destination))
         };
         self.entries[bucket] = fresh;
         fresh
+    }
+
+    /// The same for IPv6.
+    #[inline]
+    pub fn lookup6(&mut self, destination: Ipv6Addr) -> Cached<Ipv6Addr> {
+        let bucket = (destination.spread() >> 16) as usize % ENTRIES;
+        let entry = self.entries6[bucket];
+        if entry.destination == destination && entry.epoch == self.epoch {
+            return entry;
+        }
+        let forwarding = &self.forwarding;
+        let fresh = Cached {
+            destination,
+            epoch: self.epoch,
+            is_exit_allowed: forwarding.is_exit_allowed6(destination),
+            is_exempt: forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt6(destination)),
+            ..self.way(forwarding.lookup6(destination))
+        };
+        self.entries6[bucket] = fresh;
+        fresh
+    }
+
+    /// What follows from the way alone.
+    fn way<A: Address>(&self, lookup: Lookup<A>) -> Cached<A> {
+        let number = lookup.interface();
+        let interface = number.and_then(|number| self.forwarding.interfaces.get(usize::from(number)));
+        Cached {
+            lookup,
+            mtu: interface.map_or(0, |i| i.mtu),
+            is_up: interface.is_some_and(|i| i.is_up),
+            realm: number.map_or(Realm::Neither, |number| self.realm(number)),
+            ..Cached::STALE
+        }
     }
 }

@@ -6,7 +6,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::forwarding::{Prefix, Route};
+use super::{
+    address::Address,
+    forwarding::{Prefix, Route},
+};
 
 /// The next hop of a route that leads nowhere we may send: out of an interface that is not ours, or a route that
 /// forbids its destinations. It is in the table so that no shorter prefix takes its place.
@@ -14,35 +17,41 @@ pub const NOWHERE: u8 = u8::MAX;
 
 /// Where a route leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NextHop {
+pub struct NextHop<A = Ipv4Addr> {
     /// The router; `None`: the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<A>,
     /// Index in `Forwarding::interfaces`, or [`NOWHERE`].
     pub interface: u8,
 }
 
 /// Routes, ready to be looked up.
-#[derive(Clone, Debug, Default)]
-pub struct RouteTable {
-    /// First addresses of the ranges, ascending; the first is 0 where there is any route.
-    starts: Box<[u32]>,
+#[derive(Clone, Debug)]
+pub struct RouteTable<A: Address = Ipv4Addr> {
+    /// First addresses of the ranges, ascending.
+    starts: Box<[A::Bits]>,
     /// By range: which next hops, as a place in `sets`.
     ranges: Box<[u32]>,
     /// From where to where the next hops of a prefix are in `hops`. The first set is empty: no route.
     sets: Box<[(u32, u32)]>,
-    hops: Box<[NextHop]>,
+    hops: Box<[NextHop<A>]>,
 }
 
-impl RouteTable {
+impl<A: Address> Default for RouteTable<A> {
+    fn default() -> Self {
+        Self { starts: Box::default(), ranges: Box::default(), sets: Box::default(), hops: Box::default() }
+    }
+}
+
+impl<A: Address> RouteTable<A> {
     /// A table of `routes`, in any order. Of those with the same prefix the ones with the smallest metric count; where
     /// these are several, destinations are spread over them.
-    pub fn new(routes: &[Route]) -> Self {
+    pub fn new(routes: &[Route<A>]) -> Self {
         let mut routes = routes.to_vec();
         // Stable: next hops of one route stay in the kernel's order.
         routes.sort_by_key(|route| (route.prefix.address, route.prefix.length, route.metric));
-        let mut hops: Vec<NextHop> = Vec::with_capacity(routes.len());
+        let mut hops: Vec<NextHop<A>> = Vec::with_capacity(routes.len());
         let mut sets = vec![(0, 0)];
-        let mut cuts = Cuts::default();
+        let mut cuts = Cuts::<A> { done: Vec::new(), open: Vec::new() };
         for same in routes.chunk_by(|a, b| a.prefix == b.prefix) {
             let first = hops.len();
             let best = same.iter().take_while(|route| route.metric == same[0].metric);
@@ -50,15 +59,15 @@ impl RouteTable {
             cuts.open(same[0].prefix, sets.len() as u32);
             sets.push((first as u32, hops.len() as u32));
         }
-        cuts.close_before(u64::MAX);
+        cuts.close_before(None);
         let (starts, ranges) = cuts.done.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
         Self { starts: starts.into(), ranges: ranges.into(), sets: sets.into(), hops: hops.into() }
     }
 
     /// The next hops of the longest prefix that `destination` is in; none: no route.
     #[inline]
-    pub fn lookup(&self, destination: Ipv4Addr) -> &[NextHop] {
-        let above = self.starts.partition_point(|start| *start <= destination.to_bits());
+    pub fn lookup(&self, destination: A) -> &[NextHop<A>] {
+        let above = self.starts.partition_point(|start| *start <= destination.number());
         let Some(range) = above.checked_sub(1) else { return &[] };
         let (from, to) = self.sets[self.ranges[range] as usize];
         &self.hops[from as usize..to as usize]
@@ -66,32 +75,35 @@ impl RouteTable {
 }
 
 /// The cuts while they are made: prefixes come sorted by first address, the shorter before the longer.
-#[derive(Default)]
-struct Cuts {
+struct Cuts<A: Address> {
     /// Start of a range and its set.
-    done: Vec<(u32, u32)>,
-    /// Prefixes that the current address is in, outermost first: one past the last address, set.
-    open: Vec<(u64, u32)>,
+    done: Vec<(A::Bits, u32)>,
+    /// Prefixes that the current address is in, outermost first: last address, set.
+    open: Vec<(u128, u32)>,
 }
 
-impl Cuts {
-    fn open(&mut self, prefix: Prefix, set: u32) {
-        let start = u64::from(prefix.address.to_bits());
-        self.close_before(start);
+impl<A: Address> Cuts<A> {
+    fn open(&mut self, prefix: Prefix<A>, set: u32) {
+        let start = prefix.address.wide();
+        let host_bits = u32::from(A::LENGTH - prefix.length);
+        self.close_before(Some(start));
         self.cut(start, set);
-        self.open.push((start + (1 << (32 - prefix.length)), set));
+        self.open.push((start | 1u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1), set));
     }
 
-    /// Ends the prefixes that end at `at` or before; what they were nested in goes on.
-    fn close_before(&mut self, at: u64) {
-        while let Some((end, _)) = self.open.pop_if(|(end, _)| *end <= at) {
+    /// Ends the prefixes that end before `at` (`None`: all); what they were nested in goes on.
+    fn close_before(&mut self, at: Option<u128>) {
+        while let Some((last, _)) = self.open.pop_if(|(last, _)| at.is_none_or(|at| *last < at)) {
             let outer = self.open.last().map_or(0, |(_, set)| *set);
-            self.cut(end, outer);
+            let end_of_all = u128::MAX >> (128 - u32::from(A::LENGTH));
+            if last < end_of_all {
+                self.cut(last + 1, outer);
+            }
         }
     }
 
-    fn cut(&mut self, at: u64, set: u32) {
-        let Ok(at) = u32::try_from(at) else { return };
+    fn cut(&mut self, at: u128, set: u32) {
+        let at = A::from_wide(at).number();
         // Several prefixes begin or end here: the last word is the innermost's.
         self.done.pop_if(|(start, _)| *start == at);
         if self.done.last().is_none_or(|(_, last)| *last != set) {
@@ -144,6 +156,34 @@ mod tests {
         let net = "192.0.2.0/24".parse().unwrap();
         let table = RouteTable::new(&[route(net, 1, 7), route(net, 2, 5), route(net, 3, 5)]);
         assert_eq!(gateways(&table, 0xc000_0201), [2, 3]);
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_looked_up_alike_up_to_the_last_one() {
+        use std::net::Ipv6Addr;
+        let route = |prefix: &str, interface| Route {
+            prefix: prefix.parse::<Prefix<Ipv6Addr>>().unwrap(),
+            gateway: None,
+            interface,
+            metric: 0,
+        };
+        let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        let all = [route("::/0", 1), route("2001:db8::/32", 2), route("2001:db8:0:7::/64", 3), route(last, 4)];
+        let table = RouteTable::new(&all);
+        for (address, interface) in [
+            ("::", 1),
+            ("2001:db8::", 2),
+            ("2001:db8:0:7:ffff::", 3),
+            ("2001:db8:0:8::", 2),
+            ("2001:db9::", 1),
+            (last, 4),
+        ] {
+            let hops = table.lookup(address.parse().unwrap());
+            assert_eq!(hops.iter().map(|hop| hop.interface).collect::<Vec<_>>(), [interface], "{address}");
+        }
+        let table = RouteTable::new(&all[1..3]);
+        assert!(table.lookup("2001:db7::".parse().unwrap()).is_empty());
+        assert!(table.lookup(last.parse().unwrap()).is_empty());
     }
 
     proptest::proptest! {

@@ -76,6 +76,8 @@ fn forwarding() -> Box<Forwarding> {
         interfaces: vec![Interface { index: 5, mac: MAC, mtu: 1500, is_up: true }],
         routes: RouteTable::new(&routes()),
         adjacencies: known.map(|next_hop| Adjacency { next_hop, mac: [2, 0, 0, 0, 0, 9], interface: 0 }).to_vec(),
+        routes6: RouteTable::default(),
+        adjacencies6: vec![],
         peers: vec![Peer { address: DOWNSTREAM, port: DATA_PORT, key: PEER_KEY, is_active: true }],
         deny: vec![Prefix::new(PRIVATE, 8)],
         allow: vec![],
@@ -274,10 +276,8 @@ impl Bench {
         forwarding.gateway = Some(Gateway {
             realms: vec![Realm::Outside, Realm::Inside, Realm::Inside],
             routers: vec![None, Some(INSIDE_ROUTER), None],
-            addresses: vec![],
             exempt: vec![Prefix::new(PRIVATE, 8)],
-            mappings: vec![],
-            is_draining: false,
+            ..Gateway::default()
         });
         self.tell(Command::SetForwarding(forwarding));
         while self.events.pop().is_ok() {}

@@ -223,6 +223,7 @@ fn tables(worker: usize) -> Vec<Command> {
             exempt: vec!["192.0.2.0/24".parse().unwrap()],
             ..Gateway::default()
         }),
+        ..Forwarding::default()
     };
     let fan = |fan, binding| Command::InitFan { fan, init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400 } };
     let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some(link(to, 9)) };

@@ -85,11 +85,10 @@ impl GatewayConfig {
         mappings.sort_unstable_by_key(StaticMapping::place);
         Gateway {
             realms: interfaces.iter().map(realm_of).collect(),
-            routers: Vec::new(),
             addresses: self.addresses.clone(),
             exempt: self.exempt.clone(),
             mappings,
-            is_draining: false,
+            ..Gateway::default()
         }
     }
 }
