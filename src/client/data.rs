@@ -30,7 +30,7 @@ use super::{
     opener::{OpenError, OpenSession, Opener, Order},
     routes,
     socket::{self, Batch, DATAGRAM_BYTES},
-    tun::{self, Tun},
+    tun::{self, Read, Tun},
     view,
 };
 use crate::{MILLISECOND, Nanos, rpc::messages::SessionKind, wire::ip4};
@@ -40,6 +40,9 @@ const FLOWS_MAX: usize = 1024;
 
 /// Packets taken from one source before the others have their turn.
 const TURN: usize = 4 * socket::BATCH;
+
+/// Places of the batch on its way up: it is sent when one more read from the TUN device might not fit.
+const UP_PLACES: usize = 2 * tun::PACKETS_A_READ;
 
 /// First source port of forwarded flows (RFC 6335: the dynamic ports).
 const PORT_FIRST: u16 = 49_152;
@@ -151,8 +154,8 @@ impl Data {
             started: Instant::now(),
             epoll,
             mailbox,
-            shared: Shared { opener, drops: Drops::default(), up: Batch::new(), tun },
-            down: Batch::new(),
+            shared: Shared { opener, drops: Drops::default(), up: Batch::new(UP_PLACES), tun },
+            down: Batch::new(socket::BATCH),
             listeners,
             flows: HashMap::new(),
             next_flow: 0,
@@ -284,15 +287,28 @@ impl Data {
     fn on_tun(&mut self) -> Result<(), Stop> {
         let Shared { tun: Some(tun), up, drops, .. } = &mut self.shared else { return Ok(()) };
         let Some(flow) = self.tun_flow.and_then(|id| self.flows.get_mut(&id)) else { return Ok(()) };
-        for _ in 0..TURN {
-            let length = match tun.read(up.next_inner()) {
-                Ok(Some(length)) => length,
-                Ok(None) => break,
+        let mut taken = 0;
+        while taken < TURN {
+            if up.room() < tun::PACKETS_A_READ {
+                flow.carrier.flush(up, drops);
+            }
+            let count = match tun.read(up) {
+                Ok(Read::Packets(count)) => count,
+                Ok(Read::Bad) => {
+                    drops.count(Reason::NotCut);
+                    continue;
+                }
+                Ok(Read::Nothing) => break,
                 Err(error) => return Err(Stop::Failed(format!("the TUN device is gone: {error}"))),
             };
-            match tun::admit(&up.next_inner()[..length], self.config.inside) {
-                Ok(()) => flow.carrier.submit(length, up, drops),
-                Err(reason) => drops.count(reason),
+            taken += count;
+            let first = up.len();
+            for at in first..first + count {
+                let length = up.bring(at);
+                match tun::admit(&up.next_inner()[..length], self.config.inside) {
+                    Ok(()) => flow.carrier.submit(length, up, drops),
+                    Err(reason) => drops.count(reason),
+                }
             }
         }
         flow.carrier.flush(up, drops);
@@ -398,6 +414,7 @@ impl Data {
                     flow.user.deliver(packet, &mut self.shared, now);
                 }
             }
+            flow.user.deliver_rest(&mut self.shared);
             if count < socket::BATCH {
                 break;
             }

@@ -14,6 +14,7 @@ crate::telemetry::named::counters! {
     NotIp4 "not_ip4" "The inner packet is not a well-formed IPv4 packet (IPv6 is not carried yet)."
     NotForUs "not_for_us" "From the entry: the inner destination is not this client's inside address."
     NotInside "not_inside" "From the TUN device: the source is not the inside address."
+    NotCut "not_cut" "From the TUN device: a large segment that could not be cut into packets, or into too many."
     TooBig "too_big" "To the entry: larger than the session's MTU."
     NotReady "not_ready" "To the entry: the session is not open and too many packets wait for it already."
     SessionFailed "session_failed" "To the entry: waited for a session that could not be opened."

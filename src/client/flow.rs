@@ -75,11 +75,11 @@ impl User {
         Self::Connection(Box::new(TcpFlow { local: Some(local), connection: None, source, server, mtu, end: None }))
     }
 
-    /// A packet came for it.
+    /// A packet came for it. It may wait until [`User::deliver_rest`].
     pub(super) fn deliver(&mut self, packet: &[u8], shared: &mut Shared, now: Nanos) {
         match self {
             Self::Tun => {
-                if shared.tun.as_ref().is_none_or(|tun| tun.write(packet).is_err()) {
+                if shared.tun.as_mut().is_none_or(|tun| tun.put(packet).is_err()) {
                     shared.drops.count(Reason::DeliverFailed);
                 }
             }
@@ -112,6 +112,17 @@ impl User {
                     Err(reason) => shared.drops.count(reason),
                 }
             }
+        }
+    }
+}
+
+impl User {
+    /// Nothing more has come for now.
+    pub(super) fn deliver_rest(&mut self, shared: &mut Shared) {
+        if let (Self::Tun, Some(tun)) = (self, &mut shared.tun)
+            && tun.deliver().is_err()
+        {
+            shared.drops.count(Reason::DeliverFailed);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The TUN device: where the host's own IP stack meets the overlay.
 //!
 //! The device has the inside address as a /32, the session's MTU and the configured routes; device and routes go
-//! away with the client. Non-blocking, one packet a system call.
+//! away with the client. Non-blocking. The kernel leaves it to us to cut large TCP segments (and trains of
+//! datagrams) into packets, and takes back what of one connection came together as one: a system call moves up to 64 KiB.
 
 use std::{
     io,
@@ -9,15 +10,43 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use tun_rs::{DeviceBuilder, SyncDevice};
+use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-use super::{config::TunConfig, drops::Reason, routes};
-use crate::wire::ip4;
+use super::{
+    config::TunConfig,
+    drops::Reason,
+    routes,
+    socket::{BATCH, Batch},
+};
+use crate::wire::{ip4, relay::HEADER_BYTES};
+
+/// Packets that one read may bring. A segment of 64 KiB is this many where a packet carries 512 bytes of it; one that
+/// is more is dropped, and its sender comes back with less.
+pub const PACKETS_A_READ: usize = 128;
+
+/// The largest packet, with what the kernel says of it in front.
+const WHOLE_BYTES: usize = VIRTIO_NET_HDR_LEN + 65_535;
 
 /// The device.
 pub struct Tun {
     device: SyncDevice,
     index: u32,
+    /// A packet as the kernel gave it, before it is cut.
+    whole: Box<[u8]>,
+    /// On the way to the host: those at the front, each with room for the packets of its connection that follow it.
+    arrived: Vec<Vec<u8>>,
+    arrived_count: usize,
+    joins: GROTable,
+}
+
+/// What a read brought.
+pub enum Read {
+    /// So many packets.
+    Packets(usize),
+    /// A packet that could not be cut.
+    Bad,
+    /// Nothing: there is none now.
+    Nothing,
 }
 
 impl Tun {
@@ -36,6 +65,7 @@ impl Tun {
             .name(config.name.clone())
             .ipv4(inside, 32, None)
             .mtu(config.mtu)
+            .offload(true)
             .enable(true)
             .build_sync()
             .map_err(explain)?;
@@ -49,7 +79,14 @@ impl Tun {
                 _ => format!("route {prefix} (tun.routes) cannot be added: {error}"),
             })?;
         }
-        Ok(Self { device, index })
+        Ok(Self {
+            device,
+            index,
+            whole: vec![0; WHOLE_BYTES].into_boxed_slice(),
+            arrived: (0..BATCH).map(|_| Vec::with_capacity(WHOLE_BYTES)).collect(),
+            arrived_count: 0,
+            joins: GROTable::default(),
+        })
     }
 
     /// The kernel's number of the interface.
@@ -57,21 +94,39 @@ impl Tun {
         self.index
     }
 
-    /// Reads the next packet, where there is one; an error that is not "none" is the device's end.
-    pub fn read(&self, packet: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Reads what is next into the free places of `batch`, of which there must be [`PACKETS_A_READ`], each packet behind
+    /// room for the relay header. An error is the device's end.
+    pub fn read(&mut self, batch: &mut Batch) -> io::Result<Read> {
+        let (places, lengths) = batch.free_places();
         loop {
-            match self.device.recv(packet) {
-                Ok(length) => return Ok(Some(length)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            match self.device.recv_multiple(&mut self.whole, places, lengths, HEADER_BYTES) {
+                Ok(count) => return Ok(Read::Packets(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Read::Nothing),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Not the kernel's: the packet was read, and is not what it is said to be, or too many.
+                Err(error) if error.raw_os_error().is_none() => return Ok(Read::Bad),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Hands a packet to the host's IP stack.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        self.device.send(packet).map(drop)
+    /// Has a packet wait for [`Tun::deliver`], so that it may leave together with others.
+    pub fn put(&mut self, packet: &[u8]) -> io::Result<()> {
+        let place = &mut self.arrived[self.arrived_count];
+        place.clear();
+        place.resize(VIRTIO_NET_HDR_LEN, 0);
+        place.extend_from_slice(packet);
+        self.arrived_count += 1;
+        if self.arrived_count == self.arrived.len() { self.deliver() } else { Ok(()) }
+    }
+
+    /// Hands what waits to the host's IP stack. An error where it did not take all of it.
+    pub fn deliver(&mut self) -> io::Result<()> {
+        let count = std::mem::take(&mut self.arrived_count);
+        if count == 0 {
+            return Ok(());
+        }
+        self.device.send_multiple(&mut self.joins, &mut self.arrived[..count], VIRTIO_NET_HDR_LEN).map(drop)
     }
 }
 
