@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use super::{Failure, print};
 use crate::{
+    dataplane::worker,
     limits,
-    node::config::{FRAMES_DEFAULT, NodeConfig},
+    node::config::{FRAMES_DEFAULT, NodeConfig, NodeLimits},
     rpc::token,
     telemetry::table::Table,
 };
@@ -120,7 +121,11 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
         af_xdp(&text("/proc/net/protocols")),
         bpf(Path::new(BPF_SYSCALL).exists(), &text("/proc/sys/net/core/bpf_jit_enable")),
         memlock_limit(memlock, frame_bytes, has_capability(&status, CAP_IPC_LOCK)),
-        hugepages(&text("/proc/meminfo"), &text("/proc/sys/vm/nr_overcommit_hugepages"), frame_bytes),
+        hugepages(
+            &text("/proc/meminfo"),
+            &text("/proc/sys/vm/nr_overcommit_hugepages"),
+            frame_bytes + config.as_ref().map_or(0, table_bytes),
+        ),
         clock_source(&text("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
         wall_clock(token::unix_seconds()),
     ]);
@@ -215,6 +220,13 @@ fn memlock_limit(limit: u64, bytes: u64, is_unlimited: bool) -> Finding {
     } else {
         Finding::missing("locked memory", found, "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)")
     }
+}
+
+/// What the tables of the workers take on hugepages.
+fn table_bytes(config: &NodeConfig) -> u64 {
+    let NodeLimits { slots, sessions, bindings, .. } = config.limits;
+    let pages = config.workers * worker::huge_pages(slots, sessions, bindings, &config.nat);
+    pages as u64 * (HUGEPAGE_KIB << 10)
 }
 
 fn hugepages(meminfo: &str, overcommit: &str, bytes: u64) -> Finding {

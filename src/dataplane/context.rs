@@ -16,6 +16,7 @@ use super::{
     forwarding::Identity,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
+    huge::HugeArray,
     nat::{Bindings, Endpoint, Hosts6, Prefix64, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
@@ -46,9 +47,9 @@ pub struct Context {
     /// Why a packet on its way to `punt` goes there.
     pub punts: Box<[PuntCause; PACKET_SLOTS]>,
     /// Sessions.
-    pub slots: Box<[Slot]>,
+    pub slots: HugeArray<Slot>,
     /// Their fans.
-    pub fans: Box<[Fan]>,
+    pub fans: HugeArray<Fan>,
     /// NAT bindings.
     pub bindings: Bindings,
     /// Inside hosts of IPv6.

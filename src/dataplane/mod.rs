@@ -18,6 +18,7 @@ pub mod forwarding;
 pub mod gateway;
 pub mod graph;
 pub mod handoff;
+pub mod huge;
 pub mod nat;
 mod nodes;
 mod outer;

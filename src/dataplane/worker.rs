@@ -18,6 +18,7 @@ use super::{
     forwarding::{Forwarding, Identity},
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
+    huge::{HugeArray, Memory, huge_pages_for},
     nat::{Bindings, Hosts6, NatConfig, held_syns::HeldSyns, token},
     nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
@@ -53,6 +54,19 @@ pub struct WorkerConfig {
     pub hash_key: [u8; 16],
     /// Times the nodes of the graph; `now` of a sweep is handed in.
     pub clock: quanta::Clock,
+}
+
+/// Huge pages that the tables of a worker take where they can; `nat` and the sizes as in [`WorkerConfig`].
+pub fn huge_pages(slots: u32, fans: u32, bindings: u32, nat: &NatConfig) -> usize {
+    huge_pages_for(slots as usize * size_of::<Slot>())
+        + huge_pages_for(fans as usize * size_of::<Fan>())
+        + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).count())
+        + Hosts6::huge_pages(hosts6(bindings, nat))
+}
+
+/// Inside hosts of IPv6 that a worker has room for.
+fn hosts6(bindings: u32, nat: &NatConfig) -> u32 {
+    if nat.has_ip6() { bindings.min(token::HOSTS_MAX) } else { 0 }
 }
 
 /// The worker's ends of its rings.
@@ -110,18 +124,15 @@ impl<D: Driver> Worker<D> {
             identity: config.identity,
             packets: Box::new([Packet::EMPTY; PACKET_SLOTS]),
             punts: Box::new([no_cause; PACKET_SLOTS]),
-            slots: vec![Slot::FREE; config.slots as usize].into_boxed_slice(),
-            fans: vec![Fan::unused(); config.fans as usize].into_boxed_slice(),
+            slots: HugeArray::new(config.slots as usize, &Slot::FREE),
+            fans: HugeArray::new(config.fans as usize, &Fan::unused()),
             bindings: Bindings::new(
                 config.bindings,
                 config.nat.filtering,
                 config.nat.outside(config.identity.workers),
                 config.hash_key,
             ),
-            hosts6: Hosts6::new(
-                if config.nat.has_ip6() { config.bindings.min(token::HOSTS_MAX) } else { 0 },
-                config.hash_key,
-            ),
+            hosts6: Hosts6::new(hosts6(config.bindings, &config.nat), config.hash_key),
             nat64: config.nat.nat64,
             is_endpoint_dependent: config.nat.is_endpoint_dependent,
             is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
@@ -156,6 +167,12 @@ impl<D: Driver> Worker<D> {
     /// The driver.
     pub fn driver(&mut self) -> &mut D {
         &mut self.driver
+    }
+
+    /// The memory of each of its tables.
+    pub fn memory(&self) -> impl Iterator<Item = Memory> {
+        let Context { slots, fans, bindings, hosts6, .. } = &self.context;
+        [slots.memory(), fans.memory()].into_iter().chain(bindings.memory()).chain(hosts6.memory())
     }
 
     /// The worker's tables.
@@ -549,13 +566,28 @@ const _: () = assert!(RESERVED_FOR_ANSWERS < crate::limits::EVENT_RING, "punts h
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::{
-        dataplane::{
-            command::{Command, Event},
-            testing::*,
-        },
+        dataplane::{driver::memory::MemoryDriver, nat::Filtering, testing::*},
         limits::PATHS_MAX,
     };
+
+    #[test]
+    fn the_huge_pages_a_worker_takes_are_known_before_it_is_made() {
+        let identity = identity(1);
+        let nat = NatConfig { filtering: Filtering::AddressDependent, ..NatConfig::of(&identity) };
+        let [slots, fans, bindings] = [70_000, 3_000, 50_000];
+        let clock = quanta::Clock::mock().0;
+        let config =
+            WorkerConfig { index: 0, identity, slots, fans, bindings, nat: nat.clone(), hash_key: [0; 16], clock };
+        let (_, commands) = rtrb::RingBuffer::new(1);
+        let (events, _) = rtrb::RingBuffer::new(1);
+        let rings = Rings { commands, events, handoff: handoff::mesh(1).remove(0) };
+        let published = Arc::new(Published::new(slots as usize, bindings as usize));
+        let worker = Worker::new(config, MemoryDriver::new(PACKET_SLOTS as u32 * 2), rings, published);
+        let taken: usize = worker.memory().map(|memory| huge_pages_for(memory.bytes)).sum();
+        assert_eq!(taken, huge_pages(slots, fans, bindings, &nat));
+    }
 
     #[test]
     fn a_full_transmit_ring_drops_the_newest_and_keeps_every_frame() {

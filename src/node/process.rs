@@ -45,6 +45,7 @@ use crate::{
         forwarding::{Identity, Interface},
         gateway::{OutsideAddress, Transit},
         handoff,
+        huge::{HUGE_PAGE, Memory},
         published::Published,
         worker::{Rings, Worker, WorkerConfig},
     },
@@ -290,6 +291,14 @@ impl Threads {
             let rings = Rings { commands: worker_commands, events: worker_events, handoff };
             workers.push(Worker::new(worker, driver, rings, Arc::clone(published)));
         }
+        let tables: Vec<Memory> = workers.iter().map(|worker| worker.memory().sum()).collect();
+        let pages = tables.iter().map(|memory| memory.bytes.div_ceil(HUGE_PAGE)).max().unwrap_or(0);
+        if tables.iter().any(|memory| memory.huge == 0) {
+            tracing::warn!(
+                hint = format!("sysctl vm.nr_hugepages: {pages} more a worker"),
+                "too few free huge pages: the tables are in 4 KiB pages, which are slower"
+            );
+        }
 
         let now = clock.now();
         let heartbeat = Arc::new(AtomicU64::new(now));
@@ -303,6 +312,7 @@ impl Threads {
             interfaces: attached.iter().map(interface_view).collect(),
             is_hugepages,
             cores: cores.clone(),
+            tables,
             published: published.clone(),
             heartbeat: Arc::clone(&heartbeat),
             is_registered: AtomicBool::new(false),

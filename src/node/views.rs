@@ -23,6 +23,7 @@ use crate::{
     dataplane::{
         conntrack::{CtIndex, FanReport},
         graph::NODES,
+        huge::Memory,
         published::{NodeCounters, Published, WorkerCounters},
         reason::Reason,
     },
@@ -44,6 +45,8 @@ pub(super) struct Facts {
     pub(super) is_hugepages: bool,
     /// By worker.
     pub(super) cores: Vec<Option<usize>>,
+    /// By worker: what its tables take.
+    pub(super) tables: Vec<Memory>,
     /// By worker.
     pub(super) published: Vec<Arc<Published>>,
     /// When the control core last went round its loop.
@@ -119,7 +122,10 @@ impl Facts {
         let mut views: Vec<WorkerView> = Vec::new();
         for (number, published) in self.published.iter().enumerate() {
             let core = self.cores.get(number).copied().flatten();
-            views.push(WorkerView { worker: number.to_string(), core, ..worker(&published.worker) });
+            let Memory { bytes, huge } = self.tables.get(number).copied().unwrap_or_default();
+            let (table_bytes, table_bytes_huge) = (bytes as u64, huge as u64);
+            let counters = worker(&published.worker);
+            views.push(WorkerView { worker: number.to_string(), core, table_bytes, table_bytes_huge, ..counters });
         }
         if views.len() > 1 {
             let mut all = WorkerView { worker: "all".to_owned(), ..WorkerView::default() };
@@ -171,6 +177,8 @@ fn worker(counters: &WorkerCounters) -> WorkerView {
         bindings_used: read(&counters.bindings_used),
         kernel_rx_dropped: read(&counters.kernel_rx_dropped),
         kernel_fill_empty: read(&counters.kernel_fill_empty),
+        table_bytes: 0,
+        table_bytes_huge: 0,
     }
 }
 

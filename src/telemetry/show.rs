@@ -148,6 +148,10 @@ pub struct WorkerView {
     pub bindings_used: u64,
     pub kernel_rx_dropped: u64,
     pub kernel_fill_empty: u64,
+    /// What its tables take.
+    pub table_bytes: u64,
+    /// What of that lies on hugepages.
+    pub table_bytes_huge: u64,
 }
 
 /// A node of the packet graph, all workers together.
@@ -224,6 +228,8 @@ impl WorkerView {
         self.bindings_used += other.bindings_used;
         self.kernel_rx_dropped += other.kernel_rx_dropped;
         self.kernel_fill_empty += other.kernel_fill_empty;
+        self.table_bytes += other.table_bytes;
+        self.table_bytes_huge += other.table_bytes_huge;
     }
 }
 
@@ -423,6 +429,8 @@ fn workers(views: &[WorkerView]) -> String {
         ">bindings",
         ">rx ring full",
         ">fill ring empty",
+        ">tables",
+        ">on hugepages",
     ]);
     for view in views {
         traffic.row([
@@ -454,6 +462,8 @@ fn workers(views: &[WorkerView]) -> String {
             view.bindings_used.to_string(),
             view.kernel_rx_dropped.to_string(),
             view.kernel_fill_empty.to_string(),
+            table::bytes(view.table_bytes),
+            table::bytes(view.table_bytes_huge),
         ]);
     }
     format!("{traffic}\n{work}")

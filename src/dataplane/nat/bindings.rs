@@ -20,9 +20,15 @@ use super::{
     outside::OutsideAddresses,
     peers::{Peers, filtered_by},
 };
-use crate::{dataplane::prefetch, wire::ip4};
+use crate::{
+    dataplane::{
+        huge::{HugeArray, Memory, huge_pages_for},
+        prefetch,
+    },
+    wire::ip4,
+};
 
-/// Index plus one of the binding that has the port. Zeroes cost no memory until they are written.
+/// Index plus one of the binding that has the port.
 type PortPlace = u32;
 
 /// The port is nobody's.
@@ -40,14 +46,14 @@ const PROTOCOLS: usize = 3;
 #[derive(Debug)]
 pub struct Bindings {
     outside: OutsideAddresses,
-    entries: Box<[Binding]>,
+    entries: HugeArray<Binding>,
     by_inside: HashIndex,
     /// Endpoint-dependent ones, by outside and remote endpoint.
     by_remote: HashIndex,
     /// Whom bindings that filter have sent to.
     peers: Peers,
     /// By address number, protocol and port.
-    by_port: Box<[PortPlace]>,
+    by_port: HugeArray<PortPlace>,
     hash_key: [u8; 16],
     used: usize,
 }
@@ -58,18 +64,36 @@ impl Bindings {
     /// endpoints that collide.
     pub fn new(count: u32, filtering: Filtering, outside: OutsideAddresses, hash_key: [u8; 16]) -> Self {
         Self {
-            entries: vec![Binding::FREE; count as usize].into_boxed_slice(),
+            entries: HugeArray::new(count as usize, &Binding::FREE),
             by_inside: HashIndex::new(count),
             by_remote: HashIndex::new(count),
             peers: match filtering {
                 Filtering::EndpointIndependent => Peers::new(0, 0),
                 _ => Peers::new(count.saturating_mul(PEERS_A_BINDING), count),
             },
-            by_port: vec![UNUSED; (outside.count() * PROTOCOLS) << 16].into_boxed_slice(),
+            by_port: HugeArray::new((outside.count() * PROTOCOLS) << 16, &UNUSED),
             outside,
             hash_key,
             used: 0,
         }
+    }
+
+    /// Huge pages that the tables take where they can.
+    pub fn huge_pages(count: u32, filtering: Filtering, addresses: usize) -> usize {
+        let index = HashIndex::huge_pages(count);
+        let peers = match filtering {
+            Filtering::EndpointIndependent => 0,
+            _ => Peers::huge_pages(count.saturating_mul(PEERS_A_BINDING), count),
+        };
+        let entries = huge_pages_for(count as usize * size_of::<Binding>());
+        entries + huge_pages_for((addresses * PROTOCOLS * size_of::<PortPlace>()) << 16) + 2 * index + peers
+    }
+
+    /// The memory of each table.
+    pub fn memory(&self) -> impl Iterator<Item = Memory> {
+        [self.entries.memory(), self.by_port.memory(), self.by_inside.memory(), self.by_remote.memory()]
+            .into_iter()
+            .chain(self.peers.memory())
     }
 
     /// How many are in use.

@@ -4,9 +4,12 @@
 //! only where it almost surely leads to its key: one line of this table, one of the array. Deletion shifts back, so
 //! that no lookup ever meets a tombstone.
 
-use crate::dataplane::prefetch::prefetch;
+use crate::dataplane::{
+    huge::{HugeArray, Memory, huge_pages_for},
+    prefetch::prefetch,
+};
 
-/// Hash in the upper half, index plus one in the lower; zero is empty. Zeroes cost no memory until they are written.
+/// Hash in the upper half, index plus one in the lower; zero is empty.
 type Place = u64;
 
 const EMPTY: Place = 0;
@@ -14,14 +17,23 @@ const EMPTY: Place = 0;
 /// The table.
 #[derive(Debug)]
 pub(super) struct HashIndex {
-    places: Box<[Place]>,
+    places: HugeArray<Place>,
 }
 
 impl HashIndex {
     /// Room for `count` indices; at most half of the places are ever taken.
     pub(super) fn new(count: u32) -> Self {
-        let places = (count as usize * 2).next_power_of_two().max(16);
-        Self { places: vec![EMPTY; places].into_boxed_slice() }
+        Self { places: HugeArray::new(places_for(count), &EMPTY) }
+    }
+
+    /// Huge pages it takes where it can.
+    pub(super) fn huge_pages(count: u32) -> usize {
+        huge_pages_for(places_for(count) * size_of::<Place>())
+    }
+
+    /// Its memory.
+    pub(super) fn memory(&self) -> Memory {
+        self.places.memory()
     }
 
     /// Asks for the line that a lookup of `hash` begins with.
@@ -97,6 +109,10 @@ impl HashIndex {
     fn mask(&self) -> usize {
         self.places.len() - 1
     }
+}
+
+fn places_for(count: u32) -> usize {
+    (count as usize * 2).next_power_of_two().max(16)
 }
 
 #[inline]

@@ -12,15 +12,16 @@ use std::{
 use siphasher::sip::SipHasher13;
 
 use super::hash_index::HashIndex;
+use crate::dataplane::huge::{HugeArray, Memory, huge_pages_for};
 
-/// Nobody's address: the place is unused. Zeroes cost no memory until they are written.
+/// Nobody's address: the place is unused.
 const UNUSED: u128 = 0;
 
 /// The hosts of a worker.
 #[derive(Debug)]
 pub struct Hosts6 {
     /// By place.
-    addresses: Box<[u128]>,
+    addresses: HugeArray<u128>,
     places: HashIndex,
     key: [u8; 16],
 }
@@ -28,7 +29,17 @@ pub struct Hosts6 {
 impl Hosts6 {
     /// Room for `count` hosts. `key` is secret, so that nobody can choose addresses that collide.
     pub fn new(count: u32, key: [u8; 16]) -> Self {
-        Self { addresses: vec![UNUSED; count as usize].into_boxed_slice(), places: HashIndex::new(count), key }
+        Self { addresses: HugeArray::new(count as usize, &UNUSED), places: HashIndex::new(count), key }
+    }
+
+    /// Huge pages that the tables take where they can.
+    pub fn huge_pages(count: u32) -> usize {
+        huge_pages_for(count as usize * size_of::<u128>()) + HashIndex::huge_pages(count)
+    }
+
+    /// The memory of each table.
+    pub fn memory(&self) -> impl Iterator<Item = Memory> + use<> {
+        [self.addresses.memory(), self.places.memory()].into_iter()
     }
 
     /// Where the host with this address is.

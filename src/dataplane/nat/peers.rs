@@ -4,6 +4,7 @@
 //! Without such filtering there are none, and nothing is looked up.
 
 use super::{Endpoint, Filtering, hash_index::HashIndex};
+use crate::dataplane::huge::{HugeArray, Memory, huge_pages_for};
 
 /// Index plus one of an entry; zero: none.
 type Link = u32;
@@ -20,27 +21,39 @@ struct Peer {
 /// All entries of a worker.
 #[derive(Debug)]
 pub(super) struct Peers {
-    entries: Box<[Peer]>,
+    entries: HugeArray<Peer>,
     index: HashIndex,
     /// By binding: its first entry.
-    heads: Box<[Link]>,
+    heads: HugeArray<Link>,
     free: Link,
 }
 
 impl Peers {
     /// Room for `count` entries of `bindings` bindings.
     pub(super) fn new(count: u32, bindings: u32) -> Self {
-        let entry = |at: u32| Peer {
+        let entry = |at: usize| Peer {
             binding: 0,
             remote: (std::net::Ipv4Addr::UNSPECIFIED, 0),
-            next: if at + 1 < count { at + 2 } else { 0 },
+            next: if at as u32 + 1 < count { at as u32 + 2 } else { 0 },
         };
         Self {
-            entries: (0..count).map(entry).collect(),
+            entries: HugeArray::from_fn(count as usize, entry),
             index: HashIndex::new(count),
-            heads: vec![0; bindings as usize].into_boxed_slice(),
+            heads: HugeArray::new(bindings as usize, &0),
             free: u32::from(count > 0),
         }
+    }
+
+    /// Huge pages that the tables take where they can.
+    pub(super) fn huge_pages(count: u32, bindings: u32) -> usize {
+        let lists =
+            huge_pages_for(count as usize * size_of::<Peer>()) + huge_pages_for(bindings as usize * size_of::<Link>());
+        lists + HashIndex::huge_pages(count)
+    }
+
+    /// The memory of each table.
+    pub(super) fn memory(&self) -> impl Iterator<Item = Memory> + use<> {
+        [self.entries.memory(), self.heads.memory(), self.index.memory()].into_iter()
     }
 
     /// True where the binding has sent to `remote`, whose hash with it is `hash`.

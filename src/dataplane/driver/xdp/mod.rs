@@ -51,7 +51,6 @@ pub use self::{
     error::Error,
     program::{AttachMode, Reserved, Verdict, Verdicts},
     transit::TransitRules,
-    umem::Pages,
     waker::Waker,
 };
 use self::{
@@ -59,6 +58,7 @@ use self::{
     socket::XdpSocket,
     umem::{FRAMES_A_HUGE_PAGE, FrameMemory, Owner},
 };
+pub use super::super::huge::Pages;
 use super::{super::packet::Bitmap, Driver, DriverStatistics, Frames, Received, Transmit};
 use crate::limits::PACKET_SLOTS;
 

@@ -16,24 +16,15 @@ use super::{
     error::{Error, io_error},
 };
 use crate::{
-    dataplane::driver::Frames,
+    dataplane::{
+        driver::Frames,
+        huge::{HUGE_PAGE, Pages},
+    },
     limits::{FRAME_HEADROOM, FRAME_SIZE},
 };
 
-/// Bytes of a huge page; the length of a mapping of them must be a multiple.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// Frames are counted in huge pages, whether or not there are any.
 pub(super) const FRAMES_A_HUGE_PAGE: u32 = (HUGE_PAGE / FRAME_SIZE) as u32;
-
-/// The pages that the frames lie in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Pages {
-    /// 2 MiB.
-    Huge,
-    /// 4 KiB: works, with more TLB misses.
-    Small,
-}
 
 /// All frames of a worker: the memory that is registered with the kernel, and the list of those that are free.
 #[derive(Debug)]
