@@ -37,6 +37,12 @@ pub const WINDOW_BITS: usize = 8192;
 /// Packets of a worker that wait for the control core (a new flow's first, or an unresolved neighbour's).
 pub const WAITING_MAX: usize = 1024;
 
+/// Fragmented packets of which a worker knows some fragments.
+pub const FRAGMENTED_PACKETS_MAX: usize = 1024;
+
+/// Fragments that a worker holds because they came before the first one of their packet.
+pub const FRAGMENTS_HELD_MAX: usize = 256;
+
 /// Packets a worker can have on the way to another worker.
 pub const HANDOFF_RING: usize = 2048;
 

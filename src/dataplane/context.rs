@@ -23,6 +23,7 @@ use super::{
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
+    reassembly::Reassembly,
     route_cache::RouteCache,
     waiting::Waiting,
 };
@@ -64,6 +65,8 @@ pub struct Context {
     pub routes: RouteCache,
     /// What others may look at.
     pub published: Arc<Published>,
+    /// Fragmented packets on their way through the NAT.
+    pub reassembly: Reassembly,
     /// SYNs from outside that nothing lets in.
     pub held_syns: HeldSyns,
     /// Packets put aside for the control core.

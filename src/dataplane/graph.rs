@@ -11,7 +11,8 @@
 //!                                                    +-> nat_out2in -> exit_down --------+   (or, at a
 //!                                                                   +--------------------+    gateway, at once)
 //!                                                                                        v
-//!                     (icmp_error, fragment, handoff and punt: from the side)           ip_output -> tx
+//!      (icmp_error, fragment, handoff and punt: from the side;                          ip_output -> tx
+//!       fragments enter the NAT through sv_reassembly)
 //! ```
 //!
 //! Edges only go forward, so one pass over [`NODES`] finishes every packet; the assertion at the foot of this
@@ -24,6 +25,7 @@ use super::{
     nodes::{
         entry_down, entry_up, ethernet_input, exit_down, exit_up, fragment, gateway_input, handoff, icmp_error,
         ip_output, ip4_input, l4_classify, nat_in2out, nat_out2in, probe, punt, relay_forward, relay_input,
+        sv_reassembly,
     },
     packet::Bitmap,
     published::NODES_MAX,
@@ -45,6 +47,7 @@ pub enum NodeId {
     EntryDown,
     RelayForward,
     ExitUp,
+    SvReassembly,
     NatIn2out,
     NatOut2in,
     IcmpError,
@@ -83,7 +86,7 @@ pub struct Node {
 pub const NODE_COUNT: usize = NODES.len();
 
 /// The jump table. `tx` is last: what it is given, the worker hands to the driver.
-pub const NODES: [Node; 19] = [
+pub const NODES: [Node; 20] = [
     ethernet_input::NODE,
     ip4_input::NODE,
     l4_classify::NODE,
@@ -94,6 +97,7 @@ pub const NODES: [Node; 19] = [
     entry_down::NODE,
     relay_forward::NODE,
     exit_up::NODE,
+    sv_reassembly::NODE,
     nat_in2out::NODE,
     nat_out2in::NODE,
     icmp_error::NODE,

@@ -3,7 +3,7 @@
 //! Each worker has a UMEM of its own, so the bytes are copied: once into the ring, once out. The share of
 //! packets that need it is `handed_off` over `received`; it is zero where RSS already steers by owner.
 
-use super::graph::NodeId;
+use super::{graph::NodeId, packet::Fragment};
 use crate::{
     Nanos,
     limits::{FRAME_HEADROOM, HANDOFF_RING, PACKET_BYTES_MAX},
@@ -21,6 +21,10 @@ pub struct HandedOver {
     pub protocol: u8,
     /// How often it was handed over, this time included.
     pub handoffs: u8,
+    /// Which fragment it is, where the ports of its packet are known.
+    pub fragment: Fragment,
+    /// And those ports.
+    pub ports: (u16, u16),
     /// Where the IP header starts in `bytes`.
     pub l3: u16,
     /// Where the transport header starts in `bytes`.

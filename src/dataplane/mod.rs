@@ -26,6 +26,7 @@ pub mod packet;
 pub mod prefetch;
 pub mod published;
 pub mod reason;
+pub mod reassembly;
 pub mod route_cache;
 pub mod route_table;
 pub mod tags;

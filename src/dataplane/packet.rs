@@ -55,6 +55,21 @@ pub struct Packet {
     pub has_waited: bool,
     /// How often it was handed over.
     pub handoffs: u8,
+    /// Of a fragment: which one it is, once the ports of its packet are known.
+    pub fragment: Fragment,
+    /// Of a fragment: source and destination port of its packet.
+    pub ports: (u16, u16),
+}
+
+/// What is known of a packet's being a fragment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fragment {
+    /// It is none, or nobody has looked yet.
+    No,
+    /// It has the transport header.
+    First,
+    /// It has not.
+    Later,
 }
 
 const _: () = assert!(size_of::<Packet>() == 64, "a packet's metadata is one cache line");
@@ -83,6 +98,8 @@ impl Packet {
         resume_at: NodeId::Tx,
         has_waited: false,
         handoffs: 0,
+        fragment: Fragment::No,
+        ports: (0, 0),
     };
 
     /// In place of a slot: the packet belongs to no session but to the gateway ([`Owner::INSIDE`]).

@@ -78,7 +78,7 @@ impl Default for NodeCounters {
     }
 }
 
-/// Counters of a worker; rx + injected = tx + dropped + consumed + punted + handed off after every sweep.
+/// Counters of a worker; rx + injected = tx + dropped + consumed + punted + held + handed off after every sweep.
 /// Packets that waited come back as injected.
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
@@ -100,6 +100,8 @@ pub struct WorkerCounters {
     pub dropped: AtomicU64,
     /// Packets put aside for the control core.
     pub punted: AtomicU64,
+    /// Fragments put aside until the first one of their packet comes.
+    pub held: AtomicU64,
     /// Packets that ended here because they were for us: probe answers.
     pub consumed: AtomicU64,
     /// Packets given to another worker.

@@ -25,6 +25,7 @@ use super::{
     packet::{Bitmap, Packet},
     published::{Published, add},
     reason::Reason,
+    reassembly::Reassembly,
     route_cache::RouteCache,
     waiting::Waiting,
 };
@@ -138,6 +139,7 @@ impl<D: Driver> Worker<D> {
             is_refreshed_from_outside: config.nat.timers.is_refreshed_from_outside,
             routes: RouteCache::new(Box::<Forwarding>::default()),
             published,
+            reassembly: Reassembly::new(config.hash_key),
             held_syns: HeldSyns::new(),
             waiting: Waiting::new(),
             events: rings.events,
@@ -185,6 +187,7 @@ impl<D: Driver> Worker<D> {
         self.begin(now);
         let commands = self.apply_commands();
         self.answer_held_syns();
+        self.release_fragments();
         self.take_handed_over();
         self.receive();
         let packets = PACKET_SLOTS - self.context.free.count();
@@ -206,6 +209,7 @@ impl<D: Driver> Worker<D> {
             let shown = &self.context.published.worker;
             shown.kernel_rx_dropped.store(below.rx_dropped, Relaxed);
             shown.kernel_fill_empty.store(below.fill_empty, Relaxed);
+            self.context.reassembly.expire(now);
         }
         self.context.now = now;
         self.context.tick = tick;
@@ -277,7 +281,7 @@ impl<D: Driver> Worker<D> {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
                     match reason {
                         Reason::PortsExhausted | Reason::TableFull | Reason::HostLimit => self.prohibit(packet, reason),
-                        _ => self.drop_waiting(packet, reason),
+                        _ => self.end_waiting(packet, NodeId::Punt, reason),
                     }
                 }
             }
@@ -365,9 +369,9 @@ impl<D: Driver> Worker<D> {
     }
 
     /// A packet that waited ends without having gone through the graph again.
-    fn drop_waiting(&mut self, packet: Packet, reason: Reason) {
+    fn end_waiting(&mut self, packet: Packet, node: NodeId, reason: Reason) {
         add(&self.context.published.worker.injected, 1);
-        add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
+        add(&self.context.published.nodes[node as usize].drops[reason as usize], 1);
         add(&self.context.published.worker.dropped, 1);
         self.context.finished.push(packet.frame);
     }
@@ -407,6 +411,18 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// Lets fragments go on whose first one has come, and ends those for which it did not.
+    fn release_fragments(&mut self) {
+        while let Some(packet) = self.context.reassembly.next_lost() {
+            self.end_waiting(packet, NodeId::SvReassembly, Reason::FragmentTimeout);
+        }
+        while self.room() > 0
+            && let Some(packet) = self.context.reassembly.next_ready()
+        {
+            self.context.inject(packet, NodeId::SvReassembly).expect("there is room");
+        }
+    }
+
     fn tell(&mut self, event: Event) {
         self.context.events.push(event).expect("apply_commands leaves room for the answer to one command");
     }
@@ -434,6 +450,8 @@ impl<D: Driver> Worker<D> {
                     received: over.received,
                     has_waited: true,
                     handoffs: over.handoffs,
+                    fragment: over.fragment,
+                    ports: over.ports,
                     ..Packet::EMPTY
                 };
                 self.context.inject(packet, over.node).expect("there is room");
@@ -556,8 +574,12 @@ impl<D: Driver> Worker<D> {
         let shown = &self.context.published.worker;
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let began = get(&shown.received) + get(&shown.injected);
-        let ended =
-            get(&shown.sent) + get(&shown.dropped) + get(&shown.consumed) + get(&shown.punted) + get(&shown.handed_off);
+        let ended = get(&shown.sent)
+            + get(&shown.dropped)
+            + get(&shown.consumed)
+            + get(&shown.punted)
+            + get(&shown.held)
+            + get(&shown.handed_off);
         assert!(began == ended, "packets were lost or made: {began} began, {ended} ended");
     }
 }

@@ -157,7 +157,9 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let gateway = config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)).unwrap_or_default();
     let mut addresses = vec![OutsideAddress { address: config.address, first: ports.first, last: ports.last }];
     addresses.extend(gateway.addresses.iter().filter(|outside| outside.address != config.address));
-    let reserved = Reserved { addresses, takes_fragments: config.gateway.is_some(), transit: Transit::default() };
+    let is_exit = config.overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
+    let takes_fragments = is_exit || config.gateway.is_some();
+    let reserved = Reserved { addresses, takes_fragments, transit: Transit::default() };
     let mut attached = Vec::new();
     for (number, name) in config.interfaces.iter().enumerate() {
         attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);

@@ -170,6 +170,7 @@ fn worker(counters: &WorkerCounters) -> WorkerView {
         dropped: read(&counters.dropped),
         consumed: read(&counters.consumed),
         punted: read(&counters.punted),
+        held: read(&counters.held),
         handed_off: read(&counters.handed_off),
         commands: read(&counters.commands),
         waiting: read(&counters.waiting),

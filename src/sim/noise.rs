@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::packets;
 use crate::{
-    Nanos,
+    Nanos, SECOND,
     dataplane::{
         command::{Command, Event, PuntCause},
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
@@ -132,7 +132,7 @@ impl Node {
             self.workers[worker].driver().take();
             let shown = &self.published[worker].worker;
             let began = shown.received.load(Relaxed) + shown.injected.load(Relaxed);
-            let ended = [&shown.sent, &shown.dropped, &shown.consumed, &shown.punted, &shown.handed_off];
+            let ended = [&shown.sent, &shown.dropped, &shown.consumed, &shown.punted, &shown.held, &shown.handed_off];
             assert_eq!(began, ended.map(|counter| counter.load(Relaxed)).iter().sum::<u64>());
             while is_listening && let Ok(event) = self.events[worker].pop() {
                 if let Event::Punt { waiting, cause } = event {
@@ -171,8 +171,9 @@ impl Node {
         for worker in &mut self.workers {
             worker.driver().limit_transmit(usize::MAX);
         }
-        // Packets may still be in a ring between workers, and events in that to the control core.
+        // Packets may still be in a ring between workers, events in that to the control core, and fragments held.
         for _ in 0..16 {
+            self.now += SECOND;
             self.step(true);
             while !self.waiting.is_empty() && self.commands.iter().all(|ring| ring.slots() > 0) {
                 self.answer(false, false);
@@ -266,6 +267,19 @@ fn tables(worker: usize) -> Vec<Command> {
     ]
 }
 
+/// One of three fragments of a packet, of eight bytes of payload each.
+fn fragment(whole: &[u8], number: u16, identification: u64) -> Vec<u8> {
+    let start = ip4::HEADER_BYTES + usize::from(number) * 8;
+    let mut packet = [&whole[..ip4::HEADER_BYTES], &whole[start..start + 8]].concat();
+    let more = if number < 2 { ip4::MORE_FRAGMENTS } else { 0 };
+    let length = packet.len() as u16;
+    write(&mut packet, ip4::TOTAL_LENGTH, &length.to_be_bytes());
+    write(&mut packet, ip4::IDENTIFICATION, &(identification as u16).to_be_bytes());
+    write(&mut packet, ip4::FRAGMENT, &(more | number).to_be_bytes());
+    repair(&mut packet);
+    packet
+}
+
 /// Valid packets for worker `worker`: of every kind, for every role, and what servers answer.
 fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
     let relayed = |from, kind, path, slot, inner: &[u8]| {
@@ -290,6 +304,8 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
     };
     let sent_to_server = packets::udp(outside(0), SERVER, b"hello");
     let from_server = packets::udp(SERVER, outside(0), b"answer");
+    let (up, down) = (packets::udp(INSIDE, SERVER, &[0; 16]), packets::udp(SERVER, outside(0), &[0; 16]));
+    let (host, long_ago) = (packets::udp(HOST, SERVER, &[0; 16]), sequence / 4);
     let probe = [0; relay::PROBE_BYTES];
     let probe_header = |kind| Header { kind, path: 0, generation: 0, ct_index: 0, sequence };
     vec![
@@ -330,6 +346,11 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
         packets::udp(HOST, SILENT_SERVER, b"as it is"),
         packets::udp(SILENT_SERVER, HOST, b"as it is"),
         packets::unreachable(*HOST.ip(), 3, &packets::udp(SERVER, HOST, b"")),
+        relayed(PEER, Kind::DataUp, 0, FLOW, &fragment(&up, (sequence % 3) as u16, long_ago)),
+        fragment(&down, 2, long_ago),
+        fragment(&down, 1, long_ago),
+        fragment(&down, 0, long_ago),
+        fragment(&host, (sequence % 3) as u16, long_ago),
     ]
 }
 

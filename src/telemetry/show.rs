@@ -141,6 +141,7 @@ pub struct WorkerView {
     pub dropped: u64,
     pub consumed: u64,
     pub punted: u64,
+    pub held: u64,
     pub handed_off: u64,
     pub commands: u64,
     pub waiting: u64,
@@ -221,6 +222,7 @@ impl WorkerView {
         self.dropped += other.dropped;
         self.consumed += other.consumed;
         self.punted += other.punted;
+        self.held += other.held;
         self.handed_off += other.handed_off;
         self.commands += other.commands;
         self.waiting += other.waiting;
@@ -417,6 +419,7 @@ fn workers(views: &[WorkerView]) -> String {
         ">dropped",
         ">for us",
         ">punted",
+        ">held",
         ">handed off",
     ]);
     let mut work = Table::new([
@@ -450,6 +453,7 @@ fn workers(views: &[WorkerView]) -> String {
             view.dropped.to_string(),
             view.consumed.to_string(),
             view.punted.to_string(),
+            view.held.to_string(),
             view.handed_off.to_string(),
         ]);
         work.row([

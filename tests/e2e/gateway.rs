@@ -35,6 +35,9 @@ fn ping_curl_iperf_dig_and_a_banner_work_as_through_any_router() {
     for host in ["alice", "bob"] {
         let said = run(host, &["ping", "-c", "20", "-i", "0.05", "-s", "1000", &WWW.to_string()]);
         assert!(said.contains(" 0% packet loss"), "{said}");
+        // In fragments, which meet at one of the two workers.
+        let said = run(host, &["ping", "-c", "20", "-i", "0.05", "-s", "6000", &WWW.to_string()]);
+        assert!(said.contains(" 0% packet loss"), "{said}");
     }
 
     let folder = tempfile::tempdir().unwrap();

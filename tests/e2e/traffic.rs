@@ -29,6 +29,9 @@ fn udp_tcp_and_ping_cross_the_overlay() {
 
     let ping = testbed.run("client", &["ping", "-c", "5", "-i", "0.2", "-s", "1000", &WWW.to_string()]);
     assert!(text(&ping.stdout).contains(" 0% packet loss"), "{}", text(&ping.stdout));
+    // Larger than any link: fragments, both ways.
+    let ping = testbed.run("client", &["ping", "-c", "5", "-i", "0.2", "-s", "6000", &WWW.to_string()]);
+    assert!(text(&ping.stdout).contains(" 0% packet loss"), "{}", text(&ping.stdout));
 }
 
 #[test]

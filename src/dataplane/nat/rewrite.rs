@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::dataplane::packet::{Fragment, Packet};
 use crate::wire::{checksum, checksum::Delta, icmp, ip4, read_u16, tcp, udp, write};
 
 /// Which end of a packet is translated.
@@ -22,6 +23,15 @@ pub(in crate::dataplane) enum Side {
 pub(in crate::dataplane) fn port(transport: &[u8], protocol: u8, side: Side) -> Option<u16> {
     let at = port_at(transport, protocol, side)?;
     (transport.len() >= at + 2).then(|| read_u16(transport, at))
+}
+
+/// Both ports of a packet; those of a fragment are known from its packet's first one.
+#[inline]
+pub(in crate::dataplane) fn ports(transport: &[u8], protocol: u8, packet: &Packet) -> Option<(u16, u16)> {
+    match packet.fragment {
+        Fragment::No => port(transport, protocol, Side::Source).zip(port(transport, protocol, Side::Destination)),
+        Fragment::First | Fragment::Later => Some(packet.ports),
+    }
 }
 
 #[inline]

@@ -1,17 +1,17 @@
 //! The client's packet at its exit: the first copy is unwrapped, the others end here.
 //!
-//! Path: relay_input -> here -> nat_in2out | exit_down (a keep-alive's answer) | drop.
+//! Path: relay_input -> here -> nat_in2out | sv_reassembly (a fragment) | exit_down (a keep-alive's answer) | drop.
 //! Reads: slot, path, kind, sequence. Writes: offset, length, l3, l4, kind, from_inside; the fan's window.
 
 use super::prelude::*;
 use crate::{
     dataplane::{outer, window::Reject},
-    wire::relay,
+    wire::{ip4, read_u16, relay},
 };
 
-node!(ExitUp, "exit_up", [NatIn2out, ExitDown], exit_up);
+node!(ExitUp, "exit_up", [NatIn2out, ExitDown, SvReassembly], exit_up);
 
-fn exit_up(context: &mut Context, _: &mut Frames, slot: usize) -> Verdict {
+fn exit_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
     let fan = context.slots[packet.slot as usize].fan as usize;
     if let Err(reject) = context.fans[fan].merge(packet.path, packet.sequence) {
@@ -29,7 +29,12 @@ fn exit_up(context: &mut Context, _: &mut Frames, slot: usize) -> Verdict {
     }
     outer::pop(packet);
     packet.from_inside = true;
-    Verdict::Next(NodeId::NatIn2out)
+    Verdict::Next(if is_fragment(packet.ip(frames)) { NodeId::SvReassembly } else { NodeId::NatIn2out })
+}
+
+/// Nothing of the inner packet is checked yet: whoever comes next does.
+fn is_fragment(inner: &[u8]) -> bool {
+    inner.len() >= ip4::HEADER_BYTES && read_u16(inner, ip4::FRAGMENT) & ip4::FRAGMENT_MASK != 0
 }
 
 #[cfg(test)]

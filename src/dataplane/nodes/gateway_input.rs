@@ -1,6 +1,6 @@
 //! The gateway as a router: what hosts behind it send, and what networks that see them as they are send to them.
 //!
-//! Path: ip4_input | handoff -> here -> nat_in2out | ip_output (no translation) | icmp_error | handoff | drop.
+//! Path: ip4_input | handoff -> here -> nat_in2out | sv_reassembly (a fragment) | ip_output (no translation) | icmp_error | handoff | drop.
 //! Reads: l3, l4, interface, protocol. Writes: slot, destination.
 //!
 //! Nobody inside may pretend to be someone else: the route back to a source must lead out of the interface that the
@@ -17,7 +17,7 @@ use crate::{
     wire::{icmp, ip4, read_u32},
 };
 
-node!(GatewayInput, "gateway_input", [NatIn2out, IcmpError, Fragment, IpOutput, Handoff], gateway_input);
+node!(GatewayInput, "gateway_input", [NatIn2out, SvReassembly, IcmpError, Fragment, IpOutput, Handoff], gateway_input);
 
 fn gateway_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -38,8 +38,8 @@ fn gateway_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Ver
     context.packets[slot].slot = Packet::NO_SLOT;
 
     match to.realm {
-        _ if is_from_inside && is_hairpin => translate(context, frames, slot, header.source),
-        Realm::Outside if is_from_inside && !to.is_exempt => translate(context, frames, slot, header.source),
+        _ if is_from_inside && is_hairpin => translate(context, frames, slot, &header),
+        Realm::Outside if is_from_inside && !to.is_exempt => translate(context, frames, slot, &header),
         Realm::Outside if is_from_inside => route(context, frames, slot, &header, to.mtu),
         Realm::Inside if is_from_inside || from.is_exempt => route(context, frames, slot, &header, to.mtu),
         _ if is_from_inside => error(context, slot, icmp::UNREACHABLE, icmp::CODE_NET, 0),
@@ -48,14 +48,15 @@ fn gateway_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Ver
 }
 
 /// To the NAT of the worker that owns the host.
-fn translate(context: &mut Context, frames: &mut Frames, slot: usize, source: Ipv4Addr) -> Verdict {
+fn translate(context: &mut Context, frames: &mut Frames, slot: usize, header: &ip4::Header) -> Verdict {
     let packet = context.packets[slot];
-    let host = host_of(packet.transport(frames), packet.protocol).unwrap_or(source);
+    let quoted = if header.is_fragment() { None } else { host_of(packet.transport(frames), packet.protocol) };
+    let host = quoted.unwrap_or(header.source);
     let owner = context.identity.owner_of_host(host);
     if owner != context.index {
         return context.hand_off(slot, owner, NodeId::GatewayInput);
     }
-    Verdict::Next(NodeId::NatIn2out)
+    Verdict::Next(if header.is_fragment() { NodeId::SvReassembly } else { NodeId::NatIn2out })
 }
 
 /// Whose binding an ICMP error from inside is about: the receiver of the packet it quotes, though a router may have

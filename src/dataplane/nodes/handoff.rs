@@ -23,6 +23,8 @@ fn handoff(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
                 interface: packet.interface,
                 protocol: packet.protocol,
                 handoffs: packet.handoffs + 1,
+                fragment: packet.fragment,
+                ports: packet.ports,
                 l3: packet.l3 - packet.offset,
                 l4: packet.l4 - packet.offset,
                 length: packet.length,

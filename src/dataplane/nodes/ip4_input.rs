@@ -1,6 +1,6 @@
 //! Checks the IPv4 header; tells packets for this node from those that a gateway passes on.
 //!
-//! Path: ethernet_input -> here -> l4_classify | gateway_input | drop.
+//! Path: ethernet_input -> here -> l4_classify | gateway_input | sv_reassembly | drop.
 //! Reads: l3. Writes: l4, protocol, length (Ethernet padding is cut off).
 
 use super::prelude::*;
@@ -9,7 +9,7 @@ use crate::{
     wire::{ip4, read_u16, udp},
 };
 
-node!(Ip4Input, "ip4_input", [L4Classify, GatewayInput], ip4_input);
+node!(Ip4Input, "ip4_input", [L4Classify, GatewayInput, SvReassembly], ip4_input);
 
 fn ip4_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
@@ -26,13 +26,11 @@ fn ip4_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         Realm::Outside if !is_ours => return Verdict::Next(NodeId::GatewayInput),
         _ => {}
     }
-    if header.is_fragment() {
-        return Verdict::Drop(Reason::Fragment);
-    }
     if !is_ours {
         return Verdict::Drop(Reason::NotOurs);
     }
-    Verdict::Next(NodeId::L4Classify)
+    // Relay packets are never fragments, so it is one from a server.
+    Verdict::Next(if header.is_fragment() { NodeId::SvReassembly } else { NodeId::L4Classify })
 }
 
 /// Inside hosts may be clients of the overlay, too.
@@ -88,8 +86,6 @@ mod tests {
         bench.expect_drop(mangled(0, 0x44, true), "ip4_input.drop.bad_length");
         bench.expect_drop(mangled(3, 250, true), "ip4_input.drop.bad_length");
         bench.expect_drop(mangled(8, 1, false), "ip4_input.drop.bad_checksum");
-        bench.expect_drop(mangled(6, 0x20, true), "ip4_input.drop.fragment");
-        bench.expect_drop(mangled(7, 1, true), "ip4_input.drop.fragment");
         bench.expect_drop(mangled(19, 77, true), "ip4_input.drop.not_ours");
     }
 

@@ -21,6 +21,7 @@ pub(super) mod probe;
 pub(super) mod punt;
 pub(super) mod relay_forward;
 pub(super) mod relay_input;
+pub(super) mod sv_reassembly;
 
 /// What every node file starts with.
 mod prelude {

@@ -1,7 +1,7 @@
 //! Source NAT: from a packet of a session's client, or of a host of the gateway, to one that the server can answer.
 //!
-//! Path: exit_up | the gateway -> here -> ip_output | nat_out2in (hairpin) | icmp_error | punt (no binding yet) | drop.
-//! Reads: l3, slot, which says on whose behalf ([`Packet::owner`]), and from_inside. Writes: l4, protocol, length,
+//! Path: exit_up | the gateway | sv_reassembly -> here -> ip_output | nat_out2in (hairpin) | icmp_error | punt (no binding yet) | drop.
+//! Reads: l3, slot, which says on whose behalf ([`Packet::owner`]), from_inside, fragment, ports. Writes: l4, protocol, length,
 //! destination; the binding's stamp. What comes from the gateway is at the worker that owns the host
 //! ([`Identity::owner_of_host`]) and has [`Packet::NO_SLOT`] for its slot.
 //!
@@ -25,7 +25,7 @@ use crate::{
             remote_end,
             rewrite::{self as nat, BadQuote, Side},
         },
-        packet::Packet,
+        packet::{Fragment, Packet},
         published::add,
     },
     wire::{
@@ -51,9 +51,6 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if header.source != init.inside && init.inside != Ipv4Addr::UNSPECIFIED {
         return Verdict::Drop(Reason::NotInside);
     }
-    if header.is_fragment() {
-        return Verdict::Drop(Reason::Fragment);
-    }
     let is_hairpin = context.is_ours(header.destination);
     let route = context.routes.lookup(header.destination);
     if owner != Owner::INSIDE && !is_hairpin && !route.is_exit_allowed {
@@ -68,19 +65,18 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
 
     let transport = packet.transport(frames);
-    let segment = match check_transport(transport, header.protocol) {
+    let is_later = packet.fragment == Fragment::Later;
+    let segment = match check_transport(transport, header.protocol, packet.fragment) {
         Ok(segment) => segment,
         Err(reason) => return Verdict::Drop(reason),
     };
-    if header.protocol == ip4::ICMP && icmp::is_error(transport[icmp::TYPE]) {
+    if header.protocol == ip4::ICMP && !is_later && icmp::is_error(transport[icmp::TYPE]) {
         return icmp_error_from_inside(context, frames, slot, header.destination);
     }
-    let (Some(source), Some(destination)) =
-        (nat::port(transport, header.protocol, Side::Source), nat::port(transport, header.protocol, Side::Destination))
-    else {
+    let Some((source, destination)) = nat::ports(transport, header.protocol, &packet) else {
         return Verdict::Drop(Reason::UnknownProtocol);
     };
-    if header.protocol == ip4::ICMP && transport[icmp::TYPE] != icmp::ECHO_REQUEST {
+    if header.protocol == ip4::ICMP && !is_later && transport[icmp::TYPE] != icmp::ECHO_REQUEST {
         return Verdict::Drop(Reason::UnknownProtocol);
     }
     let remote = (header.destination, destination);
@@ -104,7 +100,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let flags = segment.map_or(0, |segment| segment.flags);
     let (index, binding) = match find(context, init.binding, &key, remote) {
         Ok(Some(found)) => found,
-        Ok(None) if header.protocol == ip4::TCP && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
+        Ok(None) if segment.is_some() && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
             return Verdict::Drop(Reason::NotSyn);
         }
         Ok(None) => {
@@ -122,11 +118,16 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let header_length = usize::from(packet.l4 - packet.l3);
     let ip = packet.ip(frames);
     pass_router(ip, is_hairpin);
-    nat::translate(ip, header_length, header.protocol, Side::Source, binding.outside_address, binding.outside_port);
-    if header.protocol == ip4::TCP {
+    if is_later {
+        ip4::replace_address(ip, ip4::SOURCE, binding.outside_address);
+    } else {
+        nat::translate(ip, header_length, header.protocol, Side::Source, binding.outside_address, binding.outside_port);
+    }
+    if segment.is_some() {
         tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
     }
     context.account(index, Origin::Inside, remote, segment.as_ref(), header.total_length);
+    context.packets[slot].ports.0 = binding.outside_port;
     leave(&mut context.packets[slot], header.destination, is_hairpin, route.mtu)
 }
 
@@ -173,9 +174,12 @@ fn find(context: &Context, flow: u32, key: &BindingKey, remote: Endpoint) -> Res
     Ok(context.bindings.find_inside(key).and_then(|index| Some((index, *context.bindings.get(index)?))))
 }
 
-/// Lengths of the transport header; returns what a TCP segment says.
-fn check_transport(transport: &[u8], protocol: u8) -> Result<Option<Segment>, Reason> {
+/// Lengths of the transport header, where there is one; returns what a TCP segment says.
+fn check_transport(transport: &[u8], protocol: u8, fragment: Fragment) -> Result<Option<Segment>, Reason> {
     match protocol {
+        // `sv_reassembly` has seen that it is there.
+        _ if fragment == Fragment::Later => Ok(None),
+        ip4::UDP if fragment == Fragment::First => Ok(None),
         ip4::UDP => udp::checked_length(transport).map(|_| None).ok_or(Reason::BadLength),
         ip4::TCP => tcp::parse(transport).map(Some).ok_or(Reason::BadLength),
         ip4::ICMP if transport.len() >= icmp::HEADER_BYTES => Ok(None),

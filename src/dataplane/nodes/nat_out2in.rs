@@ -1,8 +1,8 @@
 //! NAT in the other direction: a server's packet finds its session, or the gateway's host, by address and port.
 //!
-//! Path: l4_classify | nat_in2out (hairpin) -> here -> exit_down | ip_output (to a host of the gateway) | icmp_error |
+//! Path: l4_classify | sv_reassembly | nat_in2out (hairpin) -> here -> exit_down | ip_output (to a host of the gateway) | icmp_error |
 //! handoff | drop.
-//! Reads: l3, l4, protocol. Writes: slot, kind, destination.
+//! Reads: l3, l4, protocol, fragment, ports. Writes: slot, kind, destination.
 //!
 //! A port belongs to a worker by its number ([`OutsideAddresses::owner_of`]), so the packet finds its owner
 //! before any table is looked at. Packets from outside do not keep a UDP or ICMP binding alive (RFC 4787
@@ -16,11 +16,14 @@ use super::{
     prelude::*,
 };
 use crate::{
-    dataplane::nat::{
-        Endpoint, Owner,
-        connections::Origin,
-        remote_end,
-        rewrite::{self as nat, Quote, Side},
+    dataplane::{
+        nat::{
+            Endpoint, Owner,
+            connections::Origin,
+            remote_end,
+            rewrite::{self as nat, Quote, Side},
+        },
+        packet::Fragment,
     },
     wire::{icmp, ip4, relay, tcp},
 };
@@ -36,10 +39,12 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
 
     // An ICMP error finds its binding by the sender of the packet it quotes: us.
     let quote = match header.protocol {
-        ip4::ICMP if icmp::is_error(transport[icmp::TYPE]) => match nat::quote(transport) {
-            Ok(quote) => Some(quote),
-            Err(bad) => return Verdict::Drop(reason_of(bad)),
-        },
+        ip4::ICMP if packet.fragment == Fragment::No && icmp::is_error(transport[icmp::TYPE]) => {
+            match nat::quote(transport) {
+                Ok(quote) => Some(quote),
+                Err(bad) => return Verdict::Drop(reason_of(bad)),
+            }
+        }
         _ => None,
     };
     let data = (context.identity.address, context.identity.data_port);
@@ -49,8 +54,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         }
         Some(quote) => (quote.protocol, quote.source, quote.destination),
         None => {
-            let port = |side| nat::port(transport, header.protocol, side);
-            let (Some(from), Some(to)) = (port(Side::Source), port(Side::Destination)) else {
+            let Some((from, to)) = nat::ports(transport, header.protocol, &packet) else {
                 return Verdict::Drop(Reason::UnknownProtocol);
             };
             (header.protocol, (header.destination, to), (header.source, from))
@@ -64,13 +68,13 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         Some(owner) if owner != context.index => return context.hand_off(slot, owner, NodeId::NatOut2in),
         Some(_) => {}
     }
+    let is_later = packet.fragment == Fragment::Later;
+    let is_segment = quote.is_none() && protocol == ip4::TCP && !is_later;
     let found = context.bindings.find_outside(address, protocol, port, remote);
     let Some((index, &binding)) = found.and_then(|index| Some((index, context.bindings.get(index)?))) else {
-        let is_segment = quote.is_none() && protocol == ip4::TCP;
         return refuse(context, slot, ip, is_segment.then_some((remote, outside)), Reason::NoMapping);
     };
     if !context.bindings.lets_in(index, remote) {
-        let is_segment = quote.is_none() && protocol == ip4::TCP;
         let reason = if binding.remote().is_some() { Reason::NotRemote } else { Reason::Filtered };
         return refuse(context, slot, ip, is_segment.then_some((remote, outside)), reason);
     }
@@ -85,7 +89,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
-    let segment = if quote.is_none() && protocol == ip4::TCP { tcp::parse(&ip[header_length..]) } else { None };
+    let segment = if is_segment { tcp::parse(&ip[header_length..]) } else { None };
     let is_new = segment.as_ref().is_some_and(|segment| segment.flags & (tcp::SYN | tcp::ACK) == tcp::SYN);
     if is_new && binding.owner == Owner::INSIDE && context.routes.is_draining() {
         return Verdict::Drop(Reason::Draining);
@@ -95,6 +99,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     ip4::decrement_ttl(ip);
     match quote {
         Some(quote) => translate_error(ip, header_length, &quote, inside),
+        None if is_later => drop(ip4::replace_address(ip, ip4::DESTINATION, inside.0)),
         None => {
             nat::translate(ip, header_length, protocol, Side::Destination, inside.0, inside.1);
             if protocol == ip4::TCP && binding.owner.slot().is_some() {
