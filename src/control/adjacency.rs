@@ -5,7 +5,10 @@
 //! asked. A MAC address that was good once is held for a while when the kernel loses the neighbour: traffic that
 //! flows must not stop for a missed ARP answer.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     Control,
@@ -52,7 +55,8 @@ struct NextHop {
 pub(super) struct Adjacencies {
     interfaces: Vec<Interface>,
     routes: Vec<Route>,
-    next_hops: BTreeMap<(u8, Ipv4Addr), NextHop>,
+    routes6: Vec<Route<Ipv6Addr>>,
+    next_hops: BTreeMap<(u8, IpAddr), NextHop>,
     /// Packets that go on with the next snapshot: worker, ticket.
     resumes: Vec<(usize, u32)>,
     /// The workers' snapshot is out of date.
@@ -66,6 +70,7 @@ impl Adjacencies {
         Self {
             interfaces,
             routes: Vec::new(),
+            routes6: Vec::new(),
             next_hops: BTreeMap::new(),
             resumes: Vec::new(),
             is_changed: true,
@@ -74,11 +79,11 @@ impl Adjacencies {
     }
 
     /// Interface, next hop, MAC address, and whether it is only held.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u8, Ipv4Addr, Option<Mac>, bool)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u8, IpAddr, Option<Mac>, bool)> {
         self.next_hops.iter().map(|((interface, address), hop)| (*interface, *address, hop.mac, hop.lost.is_some()))
     }
 
-    fn up(&mut self, interface: u8, address: Ipv4Addr, mac: Mac) {
+    fn up(&mut self, interface: u8, address: IpAddr, mac: Mac) {
         let key = (interface, address);
         if usize::from(interface) >= self.interfaces.len()
             || (self.next_hops.len() >= ADJACENCIES_MAX && !self.next_hops.contains_key(&key))
@@ -92,7 +97,7 @@ impl Adjacencies {
     }
 
     /// Marks a neighbour as lost; returns the packets that waited for it in vain.
-    fn gone(&mut self, interface: u8, address: Ipv4Addr, now: Nanos) -> Vec<(usize, u32, Nanos)> {
+    fn gone(&mut self, interface: u8, address: IpAddr, now: Nanos) -> Vec<(usize, u32, Nanos)> {
         let Some(hop) = self.next_hops.get_mut(&(interface, address)) else { return Vec::new() };
         if hop.mac.is_some() {
             hop.lost.get_or_insert(now);
@@ -110,7 +115,12 @@ impl Control {
                 state.is_changed |= state.routes != routes;
                 state.routes = routes;
             }
+            KernelEvent::Routes6(routes) => {
+                state.is_changed |= state.routes6 != routes;
+                state.routes6 = routes;
+            }
             KernelEvent::Addresses(addresses) => self.on_addresses(addresses),
+            KernelEvent::Addresses6(addresses) => self.on_addresses6(addresses),
             KernelEvent::NeighbourUp { interface, address, mac } => state.up(interface, address, mac),
             KernelEvent::NeighbourGone { interface, address } => {
                 for (worker, ticket, _) in state.gone(interface, address, now) {
@@ -129,7 +139,7 @@ impl Control {
     }
 
     /// A packet waits because its next hop's MAC address is unknown. `index` is the kernel's number of the interface.
-    pub(super) fn on_no_adjacency(&mut self, worker: usize, ticket: u32, index: u32, address: Ipv4Addr, now: Nanos) {
+    pub(super) fn on_no_adjacency(&mut self, worker: usize, ticket: u32, index: u32, address: IpAddr, now: Nanos) {
         let state = &mut self.adjacencies;
         let Some(interface) = state.interfaces.iter().position(|interface| interface.index == index) else {
             return self.refuse_packet(worker, ticket, Reason::InterfaceDown);
@@ -220,16 +230,21 @@ impl Control {
         let own = std::iter::once(self.config.identity.address);
         let nodes = own.chain(peers.iter().filter(|peer| peer.is_active).map(|peer| peer.address));
         let deny = self.config.deny.iter().copied().chain(nodes.map(|address| Prefix::new(address, 32))).collect();
-        let adjacencies = state
-            .next_hops
-            .iter()
-            .filter_map(|(&(interface, next_hop), hop)| hop.mac.map(|mac| Adjacency { next_hop, mac, interface }));
+        // The order is that of addresses, those of IPv4 first, so both parts are sorted as the workers' are.
+        let (mut adjacencies, mut adjacencies6) = (Vec::new(), Vec::new());
+        for (&(interface, next_hop), hop) in &state.next_hops {
+            let Some(mac) = hop.mac else { continue };
+            match next_hop {
+                IpAddr::V4(next_hop) => adjacencies.push(Adjacency { next_hop, mac, interface }),
+                IpAddr::V6(next_hop) => adjacencies6.push(Adjacency { next_hop, mac, interface }),
+            }
+        }
         Forwarding {
             interfaces: state.interfaces.clone(),
             routes: RouteTable::new(&state.routes),
-            adjacencies: adjacencies.collect(),
-            routes6: RouteTable::default(),
-            adjacencies6: Vec::new(),
+            adjacencies,
+            routes6: RouteTable::new(&state.routes6),
+            adjacencies6,
             peers,
             deny,
             allow: self.config.allow.clone(),

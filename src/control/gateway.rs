@@ -1,6 +1,9 @@
 //! The gateway as the control core knows it: what its file says, the machine's addresses, and the static mappings.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     Control,
@@ -21,6 +24,7 @@ use crate::{
 pub(super) struct GatewayState {
     config: Gateway,
     addresses: Vec<LocalAddress>,
+    addresses6: Vec<LocalAddress<Ipv6Addr>>,
     /// Static mappings that are written, by [`StaticMapping::place`].
     written: BTreeMap<(u8, Ipv4Addr, u16), Written>,
 }
@@ -36,7 +40,7 @@ struct Written {
 impl GatewayState {
     /// As its file says; nothing is written, and nothing is known of addresses yet.
     pub(super) fn new(config: Gateway) -> Self {
-        Self { config, addresses: Vec::new(), written: BTreeMap::new() }
+        Self { config, addresses: Vec::new(), addresses6: Vec::new(), written: BTreeMap::new() }
     }
 
     /// What the XDP programs are to take.
@@ -96,6 +100,13 @@ impl Control {
         self.publish_gateway();
     }
 
+    /// The same for IPv6.
+    pub(super) fn on_addresses6(&mut self, addresses: Vec<LocalAddress<Ipv6Addr>>) {
+        let Some(gateway) = &mut self.gateway else { return };
+        gateway.addresses6 = addresses;
+        self.publish_gateway();
+    }
+
     fn publish_gateway(&mut self) {
         let Some(gateway) = &self.gateway else { return };
         self.effects.push_back(Effect::Take(gateway.transit()));
@@ -105,14 +116,10 @@ impl Control {
     /// The gateway's part of the workers' snapshot.
     pub(super) fn gateway_snapshot(&self) -> Option<Gateway> {
         let gateway = self.gateway.as_ref()?;
-        let router = |interface: usize| {
-            let mut there =
-                gateway.addresses.iter().filter(|local| local.interface.map(usize::from) == Some(interface));
-            // The first is the primary one.
-            there.next().map(|local| local.address)
-        };
-        let routers = (0..gateway.config.realms.len()).map(router).collect();
-        Some(Gateway { routers, ..gateway.config.clone() })
+        let interfaces = 0..gateway.config.realms.len();
+        let routers = interfaces.clone().map(|interface| first_of(&gateway.addresses, interface)).collect();
+        let routers6 = interfaces.map(|interface| first_of(&gateway.addresses6, interface)).collect();
+        Some(Gateway { routers, routers6, ..gateway.config.clone() })
     }
 
     /// Frees static mappings that are gone or lead elsewhere, and writes the new ones.
@@ -175,6 +182,11 @@ impl Control {
             gateway.written.insert(mapping.place(), Written { mapping, worker, index });
         }
     }
+}
+
+/// The first address of an interface, which is the primary one.
+fn first_of<A: Copy>(addresses: &[LocalAddress<A>], interface: usize) -> Option<A> {
+    addresses.iter().find(|local| local.interface.map(usize::from) == Some(interface)).map(|local| local.address)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -187,7 +187,7 @@ pub(crate) struct Node {
     pub(crate) fan_reports: Vec<RequestId>,
     /// What the XDP programs take of what passes through.
     pub(crate) takes: Transit,
-    pub(crate) resolves: Vec<(u8, Ipv4Addr)>,
+    pub(crate) resolves: Vec<(u8, IpAddr)>,
 }
 
 /// Who asked.

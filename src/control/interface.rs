@@ -1,6 +1,6 @@
 //! What goes into the control core and comes out of it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use crate::{
     dataplane::{
@@ -72,14 +72,18 @@ pub enum Caller {
 pub enum KernelEvent {
     /// All routes as they are now (`interface` is the driver's number, or `NOWHERE`).
     Routes(Vec<crate::dataplane::forwarding::Route>),
+    /// The same of IPv6.
+    Routes6(Vec<crate::dataplane::forwarding::Route<Ipv6Addr>>),
     /// All IPv4 addresses of this machine as they are now.
     Addresses(Vec<LocalAddress>),
+    /// The same of IPv6, but for those of one link alone.
+    Addresses6(Vec<LocalAddress<Ipv6Addr>>),
     /// A neighbour's MAC address is known.
     NeighbourUp {
         /// The driver's number of the interface.
         interface: u8,
         /// The neighbour.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Its MAC address.
         mac: Mac,
     },
@@ -88,7 +92,7 @@ pub enum KernelEvent {
         /// The driver's number of the interface.
         interface: u8,
         /// The neighbour.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// An interface changed: carrier, MAC address or MTU.
     Interface {
@@ -106,13 +110,13 @@ pub enum KernelEvent {
 
 /// An address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalAddress {
+pub struct LocalAddress<A = Ipv4Addr> {
     /// The driver's number of its interface; `None`: not one of ours.
     pub interface: Option<u8>,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// The network it is in.
-    pub network: Prefix,
+    pub network: Prefix<A>,
 }
 
 /// What is to be done.
@@ -151,7 +155,7 @@ pub enum Effect {
         /// The driver's number of the interface.
         interface: u8,
         /// The neighbour.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// Have the XDP programs take these packets, too.
     Take(Transit),

@@ -1,7 +1,7 @@
 //! What `starnet show` prints of the control core: plain values, to be serialised.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddrV4},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -121,7 +121,7 @@ pub struct AdjacencyView {
     /// The driver's number of the interface.
     pub interface: u8,
     /// Its address.
-    pub next_hop: Ipv4Addr,
+    pub next_hop: IpAddr,
     /// Its MAC address, where known.
     pub mac: Option<String>,
     /// `resolved`, `held` (the kernel lost it) or `asked`.
@@ -215,7 +215,7 @@ impl Control {
 
     /// All next hops.
     pub fn adjacencies(&self) -> Vec<AdjacencyView> {
-        let view = |(interface, next_hop, mac, is_held): (u8, Ipv4Addr, Option<[u8; 6]>, bool)| AdjacencyView {
+        let view = |(interface, next_hop, mac, is_held): (u8, IpAddr, Option<[u8; 6]>, bool)| AdjacencyView {
             interface,
             next_hop,
             mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),

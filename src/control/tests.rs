@@ -914,7 +914,7 @@ fn kernel(net: &mut Net, event: KernelEvent) {
 
 fn punt_adjacency(net: &mut Net, next_hop: Ipv4Addr, ticket: u32) {
     let now = net.now;
-    let cause = PuntCause::NoAdjacency { interface: 7, next_hop };
+    let cause = PuntCause::NoAdjacency { interface: 7, next_hop: next_hop.into() };
     net.node("in").control.on_event(0, Event::Punt { waiting: ticket, cause }, now);
     net.settle();
 }
@@ -928,9 +928,9 @@ fn a_packet_waits_for_its_next_hop_and_goes_on_behind_the_snapshot_that_has_it()
     assert!(!net.node("in").control.peers()[0].is_resolved);
     punt_adjacency(&mut net, gateway, 1);
     punt_adjacency(&mut net, gateway, 2);
-    assert_eq!(net.node("in").resolves, [(0, gateway)], "the kernel is asked once");
+    assert_eq!(net.node("in").resolves, [(0, gateway.into())], "the kernel is asked once");
     net.run(900 * MILLISECOND);
-    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address: gateway, mac: [1; 6] });
+    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address: gateway.into(), mac: [1; 6] });
     let worker = &net.node("in").workers[0];
     assert_eq!(worker.resumed, [1, 2]);
     assert_eq!(worker.forwarding.lookup(SERVER), Lookup::Found { interface: 0, mac: [1; 6] });
@@ -958,15 +958,15 @@ fn a_next_hop_that_does_not_answer_costs_its_packets_after_a_second() {
 fn the_last_mac_address_is_held_for_a_minute() {
     let mut net = net();
     let address = Ipv4Addr::new(192, 0, 2, 1);
-    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address, mac: [1; 6] });
-    kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address });
+    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address: address.into(), mac: [1; 6] });
+    kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address: address.into() });
     net.run(59 * SECOND);
     assert_eq!(net.node("in").workers[0].forwarding.adjacencies.len(), 1);
     assert!(net.node("in").resolves.len() >= 10, "and the kernel is asked meanwhile");
-    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address, mac: [2; 6] });
+    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address: address.into(), mac: [2; 6] });
     net.run(10 * SECOND);
     assert_eq!(net.node("in").workers[0].forwarding.adjacencies[0].mac, [2; 6]);
-    kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address });
+    kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address: address.into() });
     net.run(61 * SECOND);
     assert!(net.node("in").workers[0].forwarding.adjacencies.is_empty());
 }

@@ -4,7 +4,7 @@
 //! the slot last, so that a packet never meets a half-written record. What a worker gives up (a freed slot, an
 //! old table) goes back as an event; only then does the control core reuse it. A worker never frees memory.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::{
     conntrack::{FanInit, FanReport, Link, Role},
@@ -101,7 +101,7 @@ pub enum PuntCause {
         /// Kernel index of the interface.
         interface: u32,
         /// The next hop.
-        next_hop: Ipv4Addr,
+        next_hop: IpAddr,
     },
 }
 

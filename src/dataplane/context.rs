@@ -4,7 +4,7 @@
 //! sweep, frames of finished packets go to a list that it empties after.
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -17,7 +17,7 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
-    nat::{Bindings, Endpoint, Hosts6, Prefix64, held_syns::HeldSyns},
+    nat::{Binding, Bindings, Endpoint, Hosts6, Prefix64, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -77,6 +77,8 @@ pub struct Context {
     pub handoff: Vec<Option<rtrb::Producer<HandedOver>>>,
     /// Workers that were handed packets in this sweep, one bit each.
     pub handed_to: u64,
+    /// The last identification given to a packet that NAT64 made.
+    pub identification: u16,
     /// ICMP errors that may still be sent in this tick.
     pub icmp_budget: u32,
     pub(super) free: Bitmap,
@@ -215,6 +217,29 @@ impl Context {
     #[inline]
     pub fn is_ours(&self, address: Ipv4Addr) -> bool {
         address == self.identity.address || self.bindings.outside().contains(address)
+    }
+
+    /// True for the outside addresses of IPv6.
+    #[inline]
+    pub fn is_ours6(&self, address: Ipv6Addr) -> bool {
+        self.bindings.outside().token_of(address).is_some()
+    }
+
+    /// MTU of the way to an inside host of IPv6 that has this binding.
+    pub fn mtu_to_host6(&mut self, binding: &Binding, host: Ipv6Addr) -> u16 {
+        match binding.owner.slot() {
+            Some(slot) => self.fans[self.slots[slot as usize].fan as usize].init.mtu,
+            None => self.routes.lookup6(host).mtu,
+        }
+    }
+
+    /// The identification of a packet of IPv4 that may be fragmented and had none before. No two of this node's are the
+    /// same until all were used (RFC 6864 section 4.3).
+    #[inline]
+    pub fn next_identification(&mut self) -> u16 {
+        let workers = u16::from(self.identity.workers);
+        self.identification = self.identification.wrapping_add(workers);
+        self.identification
     }
 
     /// The worker that owns a port (or ICMP identifier) of an outside address; `None` where it is not NAT's. A forwarded

@@ -32,6 +32,8 @@ pub mod route_table;
 pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+pub(crate) mod testing6;
 pub mod waiting;
 #[cfg(test)]
 mod ways;

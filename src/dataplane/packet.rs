@@ -43,7 +43,7 @@ pub struct Packet {
     pub from_inside: bool,
     /// MTU of the way ahead: for that error to tell, or for the packet to be cut to.
     pub mtu: u16,
-    /// Sequence number of the relay header.
+    /// Sequence number of the relay header; of a packet of IPv6 that is to be cut, the identification of its parts.
     pub sequence: u64,
     /// When the sweep that received it began.
     pub received: Nanos,

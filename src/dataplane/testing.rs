@@ -98,6 +98,11 @@ impl Bench {
 
     /// Worker `index` of `workers`.
     pub(crate) fn at(index: usize, workers: u8, handoff: handoff::Handoff) -> Self {
+        Self::translating(index, NatConfig::of(&identity(workers)), workers, handoff)
+    }
+
+    /// The same, translating as `nat` says.
+    pub(crate) fn translating(index: usize, nat: NatConfig, workers: u8, handoff: handoff::Handoff) -> Self {
         let (commands, commands_in) = rtrb::RingBuffer::new(COMMAND_RING);
         let (events_out, events) = rtrb::RingBuffer::new(EVENT_RING);
         let published = Arc::new(Published::new(16, 16));
@@ -107,7 +112,7 @@ impl Bench {
             slots: 16,
             fans: 8,
             bindings: 16,
-            nat: NatConfig::of(&identity(workers)),
+            nat,
             hash_key: [9; 16],
             clock: quanta::Clock::mock().0,
         };
@@ -285,6 +290,16 @@ impl Bench {
 
     /// Packets come in by `interface`, framed for it; one sweep passes; what goes out, and by which interface.
     pub(crate) fn run_at(&mut self, interface: u8, packets: &[Vec<u8>]) -> Vec<(u8, Vec<u8>)> {
+        self.run_framed(interface, packets, frame)
+    }
+
+    /// The same with frames made by `frame`.
+    pub(crate) fn run_framed(
+        &mut self,
+        interface: u8,
+        packets: &[Vec<u8>],
+        frame: fn(&[u8]) -> Vec<u8>,
+    ) -> Vec<(u8, Vec<u8>)> {
         self.before = self.counters();
         let mac = self.worker.context().routes.forwarding().interfaces[usize::from(interface)].mac;
         for ip in packets {

@@ -33,7 +33,7 @@ use crate::{
     Nanos,
     limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS, TICK},
     telemetry::histogram::Histograms,
-    wire::{OVERLAY_BYTES, ethernet, icmp, ip4, relay, write},
+    wire::{OVERLAY_BYTES, ethernet, icmp, icmp6, ip4, relay, write},
 };
 
 /// What a worker is told at its start.
@@ -117,7 +117,7 @@ pub struct Worker<D: Driver> {
 impl<D: Driver> Worker<D> {
     /// Allocates everything the worker will ever need.
     pub fn new(config: WorkerConfig, driver: D, rings: Rings, published: Arc<Published>) -> Self {
-        let no_cause = PuntCause::NoAdjacency { interface: 0, next_hop: std::net::Ipv4Addr::UNSPECIFIED };
+        let no_cause = PuntCause::NoAdjacency { interface: 0, next_hop: std::net::Ipv4Addr::UNSPECIFIED.into() };
         let context = Context {
             now: 0,
             tick: 0,
@@ -145,6 +145,7 @@ impl<D: Driver> Worker<D> {
             events: rings.events,
             handoff: rings.handoff.to,
             handed_to: 0,
+            identification: config.index as u16,
             icmp_budget: ERRORS_A_TICK,
             free: Bitmap::FULL,
             pending: [Bitmap::default(); NODE_COUNT],
@@ -379,8 +380,14 @@ impl<D: Driver> Worker<D> {
     /// There is no room for a packet's flow: its sender is told by ICMP (RFC 5508 REQ-8). The packet becomes the error.
     fn prohibit(&mut self, packet: Packet, reason: Reason) {
         add(&self.context.published.nodes[NodeId::Punt as usize].drops[reason as usize], 1);
-        let error = Packet { icmp_type: icmp::UNREACHABLE, icmp_code: icmp::CODE_PROHIBITED, mtu: 0, ..packet };
-        self.context.inject(error, NodeId::IcmpError).expect("apply_commands leaves room for one packet");
+        let is_ip6 = packet.ip(self.driver.frames())[0] >> 4 == 6;
+        let (icmp_type, icmp_code, node) = match is_ip6 {
+            true => (icmp6::UNREACHABLE, icmp6::CODE_PROHIBITED, NodeId::Icmp6Error),
+            false => (icmp::UNREACHABLE, icmp::CODE_PROHIBITED, NodeId::IcmpError),
+        };
+        self.context
+            .inject(Packet { icmp_type, icmp_code, mtu: 0, ..packet }, node)
+            .expect("apply_commands leaves room for one packet");
     }
 
     /// Tells those whose SYN was let in by nobody for six seconds that nobody listens.
@@ -393,6 +400,10 @@ impl<D: Driver> Worker<D> {
                 return;
             };
             let l3 = FRAME_HEADROOM + ethernet::HEADER_BYTES;
+            let (icmp_type, icmp_code, node) = match held.packet()[0] >> 4 {
+                6 => (icmp6::UNREACHABLE, icmp6::CODE_PORT, NodeId::Icmp6Error),
+                _ => (icmp::UNREACHABLE, icmp::CODE_PORT, NodeId::IcmpError),
+            };
             let packet = Packet {
                 frame,
                 offset: FRAME_HEADROOM as u16,
@@ -400,14 +411,14 @@ impl<D: Driver> Worker<D> {
                 l3: l3 as u16,
                 l4: (l3 + ip4::HEADER_BYTES) as u16,
                 interface: held.interface,
-                icmp_type: icmp::UNREACHABLE,
-                icmp_code: icmp::CODE_PORT,
+                icmp_type,
+                icmp_code,
                 received: self.context.now,
                 has_waited: true,
                 ..Packet::EMPTY
             };
             packet.ip(self.driver.frames()).copy_from_slice(held.packet());
-            self.context.inject(packet, NodeId::IcmpError).expect("there is room");
+            self.context.inject(packet, node).expect("there is room");
         }
     }
 

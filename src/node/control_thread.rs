@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddrV4},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -123,7 +123,7 @@ pub(super) struct ControlThread {
     pub(super) inputs: Receiver<Input>,
     pub(super) calls: UnboundedSender<Call>,
     /// Has the kernel resolve a neighbour of an interface.
-    pub(super) resolve: Box<dyn FnMut(u8, Ipv4Addr) + Send>,
+    pub(super) resolve: Box<dyn FnMut(u8, IpAddr) + Send>,
     /// Has the XDP programs take these packets, too.
     pub(super) take: Box<dyn FnMut(&Transit) + Send>,
     /// When it last went round its loop.
@@ -291,6 +291,7 @@ mod tests {
         },
         rpc::messages::Roles,
     };
+    use std::net::Ipv4Addr;
 
     /// Far more than is ever needed: a test that runs into it has failed.
     const LONG: Duration = Duration::from_secs(20);
@@ -299,7 +300,7 @@ mod tests {
         sender: ControlSender,
         commands: rtrb::Consumer<Command>,
         events: rtrb::Producer<Event>,
-        resolved: Receiver<(u8, Ipv4Addr)>,
+        resolved: Receiver<(u8, IpAddr)>,
         thread: thread::JoinHandle<()>,
         _calls: tokio::sync::mpsc::UnboundedReceiver<Call>,
     }
@@ -381,7 +382,7 @@ mod tests {
     fn a_workers_event_reaches_the_control_core_and_its_command_the_worker() {
         let mut fixture = start();
         // A packet waits for a neighbour's MAC address: the kernel is asked.
-        let next_hop = Ipv4Addr::new(192, 0, 2, 1);
+        let next_hop = IpAddr::from([192, 0, 2, 1]);
         let cause = PuntCause::NoAdjacency { interface: 5, next_hop };
         fixture.events.push(Event::Punt { waiting: 3, cause }).unwrap();
         fixture.thread.thread().unpark();

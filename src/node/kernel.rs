@@ -17,7 +17,7 @@ mod tests;
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
     sync::{
@@ -125,7 +125,7 @@ pub struct KernelMirror<S> {
 }
 
 enum Command {
-    Resolve(u8, Ipv4Addr),
+    Resolve(u8, IpAddr),
     Stop,
 }
 
@@ -140,7 +140,7 @@ pub struct KernelHandle {
 impl KernelHandle {
     /// Has the kernel resolve `address`, a next hop on interface number `interface`. The answer is a
     /// [`KernelEvent::NeighbourUp`] or [`KernelEvent::NeighbourGone`], at once where the address is resolved already.
-    pub fn resolve(&self, interface: u8, address: Ipv4Addr) {
+    pub fn resolve(&self, interface: u8, address: IpAddr) {
         self.tell(Command::Resolve(interface, address));
     }
 
@@ -344,7 +344,7 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         Ok(())
     }
 
-    fn ask(&mut self, key: (u8, Ipv4Addr), events: &mut Vec<KernelEvent>) {
+    fn ask(&mut self, key: (u8, IpAddr), events: &mut Vec<KernelEvent>) {
         let Some(interface) = self.mirror.interfaces().get(usize::from(key.0)) else { return };
         let Err(error) = self.requests.use_neighbour(interface.index, key.1) else { return };
         if !std::mem::replace(&mut self.is_refusal_logged, true) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -53,7 +53,7 @@ pub(super) enum Wish {
     Frame(Vec<u8>),
     Call { call: crate::control::CallId, to: NodeName, request: Request },
     Answer { to: Origin, response: Response },
-    Resolve { interface: u8, address: Ipv4Addr },
+    Resolve { interface: u8, address: IpAddr },
 }
 
 impl Node {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     hash::Hasher,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
 use siphasher::sip::SipHasher13;
@@ -381,9 +381,10 @@ impl World {
                     }
                 }
                 Wish::Resolve { interface, address } => {
-                    let is_there = address == ROUTER || self.host_at(address).is_some_and(|host| !self.is_dead[host]);
+                    let IpAddr::V4(next_hop) = address else { panic!("the overlay speaks IPv4") };
+                    let is_there = next_hop == ROUTER || self.host_at(next_hop).is_some_and(|host| !self.is_dead[host]);
                     let (delay, event) = if is_there {
-                        (MILLISECOND, KernelEvent::NeighbourUp { interface, address, mac: mac_of(address) })
+                        (MILLISECOND, KernelEvent::NeighbourUp { interface, address, mac: mac_of(next_hop) })
                     } else {
                         (RESOLVE_TIME_OUT, KernelEvent::NeighbourGone { interface, address })
                     };

@@ -8,6 +8,9 @@ pub const HEADER_BYTES: usize = 14;
 /// EtherType of IPv4.
 pub const TYPE_IP4: u16 = 0x0800;
 
+/// EtherType of IPv6.
+pub const TYPE_IP6: u16 = 0x86dd;
+
 /// A MAC address.
 pub type Mac = [u8; 6];
 
@@ -20,7 +23,13 @@ pub fn ether_type(frame: &[u8]) -> Option<u16> {
 /// Writes the header of a frame that carries IPv4. `frame` must hold at least [`HEADER_BYTES`].
 #[inline]
 pub fn emit(frame: &mut [u8], destination: Mac, source: Mac) {
+    emit_as(frame, destination, source, TYPE_IP4);
+}
+
+/// Writes the header of a frame that carries what `ether_type` says. `frame` must hold at least [`HEADER_BYTES`].
+#[inline]
+pub fn emit_as(frame: &mut [u8], destination: Mac, source: Mac, ether_type: u16) {
     write(frame, 0, &destination);
     write(frame, 6, &source);
-    write(frame, 12, &TYPE_IP4.to_be_bytes());
+    write(frame, 12, &ether_type.to_be_bytes());
 }

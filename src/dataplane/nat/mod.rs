@@ -21,10 +21,13 @@ pub(super) mod connections;
 mod hash_index;
 pub mod held_syns;
 pub mod hosts6;
+pub(super) mod icmp64;
+pub(super) mod nat64;
 pub mod outside;
 mod peers;
 pub mod prefix64;
 pub(super) mod rewrite;
+pub(super) mod rewrite6;
 pub mod token;
 
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner, remote_end};

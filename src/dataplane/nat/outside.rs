@@ -77,6 +77,11 @@ impl OutsideAddresses {
         self.addresses6.iter().position(|known| *known == address).map(|place| token::outside(place as u8))
     }
 
+    /// The first address of IPv6.
+    pub fn first6(&self) -> Option<Ipv6Addr> {
+        self.addresses6.first().copied()
+    }
+
     /// The IPv6 address that a token stands for.
     #[inline]
     pub fn address6(&self, outside: Ipv4Addr) -> Option<Ipv6Addr> {

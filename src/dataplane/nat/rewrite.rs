@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use crate::dataplane::packet::{Fragment, Packet};
-use crate::wire::{checksum, checksum::Delta, icmp, ip4, read_u16, tcp, udp, write};
+use crate::wire::{checksum, checksum::Delta, icmp, icmp6, ip4, ip6, read_u16, tcp, udp, write};
 
 /// Which end of a packet is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,13 +35,16 @@ pub(in crate::dataplane) fn ports(transport: &[u8], protocol: u8, packet: &Packe
 }
 
 #[inline]
-fn port_at(transport: &[u8], protocol: u8, side: Side) -> Option<usize> {
+pub(super) fn port_at(transport: &[u8], protocol: u8, side: Side) -> Option<usize> {
     match (protocol, side) {
         (ip4::UDP | ip4::TCP, Side::Source) => Some(tcp::SOURCE),
         (ip4::UDP | ip4::TCP, Side::Destination) => Some(tcp::DESTINATION),
         // A query's identifier belongs to whoever asked; it stands for the port at both ends.
         (ip4::ICMP, _) => {
             matches!(transport.first(), Some(&icmp::ECHO_REQUEST | &icmp::ECHO_REPLY)).then_some(icmp::IDENTIFIER)
+        }
+        (ip6::ICMP, _) => {
+            matches!(transport.first(), Some(&icmp6::ECHO_REQUEST | &icmp6::ECHO_REPLY)).then_some(icmp::IDENTIFIER)
         }
         _ => None,
     }

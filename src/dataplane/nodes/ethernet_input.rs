@@ -1,18 +1,19 @@
 //! Looks at the EtherType.
 //!
-//! Path: rx -> here -> ip4_input | drop.
+//! Path: rx -> here -> ip4_input | ip6_input | drop.
 //! Reads: offset, length. Writes: l3.
 
 use super::prelude::*;
 use crate::wire::ethernet;
 
-node!(EthernetInput, "ethernet_input", [Ip4Input], ethernet_input);
+node!(EthernetInput, "ethernet_input", [Ip4Input, Ip6Input], ethernet_input);
 
 fn ethernet_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
     packet.l3 = packet.offset + ethernet::HEADER_BYTES as u16;
     match ethernet::ether_type(packet.bytes(frames)) {
         Some(ethernet::TYPE_IP4) => Verdict::Next(NodeId::Ip4Input),
+        Some(ethernet::TYPE_IP6) => Verdict::Next(NodeId::Ip6Input),
         Some(_) => Verdict::Drop(Reason::UnknownEtherType),
         None => Verdict::Drop(Reason::TooShort),
     }

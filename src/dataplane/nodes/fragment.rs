@@ -1,18 +1,18 @@
 //! Cuts a packet that is too big for the way ahead and may be fragmented (RFC 791 section 3.2; RFC 4787 REQ-13).
 //!
-//! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down | ip_output (each part) | drop.
+//! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down | ip_output | ip6_output (each part) | drop.
 //! Reads: l3, mtu, resume_at. Writes: offset, length, l3, l4.
 //!
 //! The parts leave in order, which receivers are quickest with: what is visited next goes by slot numbers, so the
 //! first part lies in the lowest slot.
 
-use super::prelude::*;
+use super::{fragment6::fragment6, prelude::*};
 use crate::{
     dataplane::packet::{Bitmap, Packet},
     wire::{checksum, ethernet, ip4, read_u16, write},
 };
 
-node!(Fragment, "fragment", [ExitDown, IpOutput], fragment);
+node!(Fragment, "fragment", [ExitDown, IpOutput, Ip6Output], fragment);
 
 /// On to `next`, in parts where it is larger than `mtu`. That it may be fragmented was seen before.
 #[inline]
@@ -29,6 +29,9 @@ fn fragment(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict 
     let packet = context.packets[slot];
     let next = packet.resume_at;
     let ip = packet.ip(frames);
+    if ip[0] >> 4 == 6 {
+        return fragment6(context, frames, slot);
+    }
     let header = Header::of(ip);
     let payload = ip.len() - header.bytes().len();
     let part = (usize::from(packet.mtu).saturating_sub(header.bytes().len())) / 8 * 8;

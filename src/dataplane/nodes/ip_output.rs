@@ -19,7 +19,8 @@ fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         Lookup::NoRoute => return Verdict::Drop(Reason::NoRoute),
         Lookup::Unresolved { interface, next_hop } => {
             let index = context.routes.forwarding().interfaces.get(usize::from(interface)).map_or(0, |i| i.index);
-            return context.punt(slot, PuntCause::NoAdjacency { interface: index, next_hop }, NodeId::IpOutput);
+            let cause = PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() };
+            return context.punt(slot, cause, NodeId::IpOutput);
         }
     };
     if !route.is_up {
@@ -68,7 +69,7 @@ mod tests {
         to(&mut bench, UNRESOLVED);
         assert!(bench.run(&[Relayed::up(1, 1, vec![]).frame()]).is_empty());
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
-        assert_eq!(cause, PuntCause::NoAdjacency { interface: 5, next_hop: UNRESOLVED });
+        assert_eq!(cause, PuntCause::NoAdjacency { interface: 5, next_hop: UNRESOLVED.into() });
         changed(&mut bench, |f| {
             f.adjacencies.push(Adjacency { next_hop: UNRESOLVED, mac: [6; 6], interface: 0 });
             f.adjacencies.sort_unstable_by_key(|a| (a.interface, a.next_hop));

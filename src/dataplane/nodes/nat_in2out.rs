@@ -24,6 +24,7 @@ use crate::{
             connections::Origin,
             remote_end,
             rewrite::{self as nat, BadQuote, Side},
+            token,
         },
         packet::{Fragment, Packet},
         published::add,
@@ -50,6 +51,9 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let init = terms(context, owner);
     if header.source != init.inside && init.inside != Ipv4Addr::UNSPECIFIED {
         return Verdict::Drop(Reason::NotInside);
+    }
+    if token::is_reserved(header.source) {
+        return Verdict::Drop(Reason::ReservedAddress);
     }
     let is_hairpin = context.is_ours(header.destination);
     let route = context.routes.lookup(header.destination);

@@ -1,7 +1,7 @@
 //! NAT in the other direction: a server's packet finds its session, or the gateway's host, by address and port.
 //!
-//! Path: l4_classify | sv_reassembly | nat_in2out (hairpin) -> here -> exit_down | ip_output (to a host of the gateway) | icmp_error |
-//! handoff | drop.
+//! Path: l4_classify | sv_reassembly | nat_in2out | nat6_in2out (hairpin) -> here -> exit_down | ip_output (to a host
+//! of the gateway) | ip6_output (to one of IPv6) | icmp_error | handoff | drop.
 //! Reads: l3, l4, protocol, fragment, ports. Writes: slot, kind, destination.
 //!
 //! A port belongs to a worker by its number ([`OutsideAddresses::owner_of`]), so the packet finds its owner
@@ -13,6 +13,7 @@
 use super::{
     fragment,
     nat_in2out::{error, largest_segment, reason_of, terms},
+    nat64_out2in::{Inbound, nat64_out2in},
     prelude::*,
 };
 use crate::{
@@ -22,13 +23,14 @@ use crate::{
             connections::Origin,
             remote_end,
             rewrite::{self as nat, Quote, Side},
+            token,
         },
         packet::Fragment,
     },
     wire::{icmp, ip4, relay, tcp},
 };
 
-node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Fragment, Handoff], nat_out2in);
+node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Fragment, Handoff, Ip6Output], nat_out2in);
 
 fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -72,14 +74,24 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let is_segment = quote.is_none() && protocol == ip4::TCP && !is_later;
     let found = context.bindings.find_outside(address, protocol, port, remote);
     let Some((index, &binding)) = found.and_then(|index| Some((index, context.bindings.get(index)?))) else {
-        return refuse(context, slot, ip, is_segment.then_some((remote, outside)), Reason::NoMapping);
+        return hold_or_drop(context, slot, ip, is_segment.then_some((remote, outside)), Reason::NoMapping);
     };
     if !context.bindings.lets_in(index, remote) {
         let reason = if binding.remote().is_some() { Reason::NotRemote } else { Reason::Filtered };
-        return refuse(context, slot, ip, is_segment.then_some((remote, outside)), reason);
+        return hold_or_drop(context, slot, ip, is_segment.then_some((remote, outside)), reason);
     }
     if header.ttl <= 1 {
         return error(context, slot, icmp::TIME_EXCEEDED, 0, 0);
+    }
+    let segment = if is_segment { tcp::parse(&ip[header_length..]) } else { None };
+    let is_new = segment.as_ref().is_some_and(|segment| segment.flags & (tcp::SYN | tcp::ACK) == tcp::SYN);
+    if is_new && binding.owner == Owner::INSIDE && context.routes.is_draining() {
+        return Verdict::Drop(Reason::Draining);
+    }
+    if token::is_reserved(binding.inside_address) {
+        let (quote, segment) = (quote.as_ref(), segment.as_ref());
+        let inbound = Inbound { header: &header, quote, segment, index, binding: &binding, remote };
+        return nat64_out2in(context, frames, slot, &inbound);
     }
     let mtu = match binding.owner.slot() {
         Some(_) => terms(context, binding.owner).mtu,
@@ -89,11 +101,6 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }
 
-    let segment = if is_segment { tcp::parse(&ip[header_length..]) } else { None };
-    let is_new = segment.as_ref().is_some_and(|segment| segment.flags & (tcp::SYN | tcp::ACK) == tcp::SYN);
-    if is_new && binding.owner == Owner::INSIDE && context.routes.is_draining() {
-        return Verdict::Drop(Reason::Draining);
-    }
     let inside = binding.inside();
     let ip = packet.ip(frames);
     ip4::decrement_ttl(ip);
@@ -127,7 +134,7 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
 
 /// Nothing lets the packet in. A SYN (`segment`: its ends) is held, for the other end may be about to send one, too
 /// (RFC 5382 REQ-4).
-fn refuse(
+pub(super) fn hold_or_drop(
     context: &mut Context,
     slot: usize,
     ip: &[u8],

@@ -78,12 +78,10 @@ enum Entry {
     Removed,
 }
 
-fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(Ipv4Addr, Entry)> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
+fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(IpAddr, Entry)> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
         _ => None,
     })?;
     if is_removed {
@@ -200,7 +198,7 @@ pub(super) struct Mirror {
     interfaces: Vec<Interface>,
     routes: Option<Vec<Route>>,
     addresses: Option<Vec<LocalAddress>>,
-    neighbours: HashMap<(u8, Ipv4Addr), Neighbour>,
+    neighbours: HashMap<(u8, IpAddr), Neighbour>,
 }
 
 impl Mirror {
@@ -274,7 +272,7 @@ impl Mirror {
         is_removed: bool,
         now: Nanos,
         events: &mut Vec<KernelEvent>,
-    ) -> Option<(u8, Ipv4Addr)> {
+    ) -> Option<(u8, IpAddr)> {
         let number = self.interfaces.iter().position(|interface| interface.index == message.header.ifindex)?;
         let (address, entry) = parse_neighbour(message, is_removed)?;
         let key = (number as u8, address);
@@ -282,7 +280,7 @@ impl Mirror {
         Some(key)
     }
 
-    fn on_entry(&mut self, key: (u8, Ipv4Addr), entry: Entry, now: Nanos, events: &mut Vec<KernelEvent>) {
+    fn on_entry(&mut self, key: (u8, IpAddr), entry: Entry, now: Nanos, events: &mut Vec<KernelEvent>) {
         let (interface, address) = key;
         let old = self.neighbours.get(&key).copied();
         match entry {
@@ -365,7 +363,7 @@ impl Mirror {
     }
 
     /// A neighbour the control core asks for. A known one is told again, for the kernel has no news of it.
-    pub(super) fn on_resolve(&mut self, key: (u8, Ipv4Addr), now: Nanos, events: &mut Vec<KernelEvent>) {
+    pub(super) fn on_resolve(&mut self, key: (u8, IpAddr), now: Nanos, events: &mut Vec<KernelEvent>) {
         if let Some(Neighbour::Up { mac, asked, .. }) = self.neighbours.get_mut(&key) {
             *asked = now;
             events.push(KernelEvent::NeighbourUp { interface: key.0, address: key.1, mac: *mac });
@@ -373,14 +371,14 @@ impl Mirror {
     }
 
     /// The kernel refused to resolve a neighbour: it will not be heard of, so this is the answer.
-    pub(super) fn on_resolve_refused(&mut self, key: (u8, Ipv4Addr), events: &mut Vec<KernelEvent>) {
+    pub(super) fn on_resolve_refused(&mut self, key: (u8, IpAddr), events: &mut Vec<KernelEvent>) {
         if !matches!(self.neighbours.get(&key), Some(Neighbour::Up { .. })) {
             events.push(KernelEvent::NeighbourGone { interface: key.0, address: key.1 });
         }
     }
 
     /// The neighbours to be asked for again now; they count as asked.
-    pub(super) fn refresh(&mut self, now: Nanos) -> Vec<(u8, Ipv4Addr)> {
+    pub(super) fn refresh(&mut self, now: Nanos) -> Vec<(u8, IpAddr)> {
         let mut due = Vec::new();
         for (key, neighbour) in &mut self.neighbours {
             if let Neighbour::Up { asked, is_static: false, .. } = neighbour
@@ -448,8 +446,8 @@ mod tests {
         events
     }
 
-    const UP: KernelEvent = KernelEvent::NeighbourUp { interface: 1, address: PEER, mac: MAC };
-    const GONE: KernelEvent = KernelEvent::NeighbourGone { interface: 1, address: PEER };
+    const UP: KernelEvent = KernelEvent::NeighbourUp { interface: 1, address: IpAddr::V4(PEER), mac: MAC };
+    const GONE: KernelEvent = KernelEvent::NeighbourGone { interface: 1, address: IpAddr::V4(PEER) };
 
     #[test]
     fn a_gateway_route_keeps_prefix_metric_and_our_interface_number() {
@@ -568,7 +566,7 @@ mod tests {
         apply(&mut mirror, neighbour(9, NeighbourState::Stale, Some(MAC)), false);
         assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Incomplete, None), false), []);
         let mut events = Vec::new();
-        mirror.on_resolve((1, PEER), 0, &mut events);
+        mirror.on_resolve((1, PEER.into()), 0, &mut events);
         assert_eq!(events, [UP], "the kernel has no news, so the answer is what is known");
         assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Failed, None), false), [GONE]);
     }
@@ -601,21 +599,21 @@ mod tests {
         apply(&mut mirror, neighbour(9, NeighbourState::Reachable, Some(MAC)), false);
         apply(&mut mirror, neighbour(7, NeighbourState::Permanent, Some(MAC)), false);
         assert_eq!(mirror.refresh(REFRESH - 1), []);
-        assert_eq!(mirror.refresh(REFRESH), [(1, PEER)]);
+        assert_eq!(mirror.refresh(REFRESH), [(1, PEER.into())]);
         assert_eq!(mirror.refresh(2 * REFRESH - 1), [], "asked for already");
         // That the kernel confirms it does not put the next question off.
         apply(&mut mirror, neighbour(9, NeighbourState::Stale, Some(MAC)), false);
-        assert_eq!(mirror.refresh(2 * REFRESH), [(1, PEER)]);
+        assert_eq!(mirror.refresh(2 * REFRESH), [(1, PEER.into())]);
     }
 
     #[test]
     fn a_refused_request_is_answered_unless_the_neighbour_is_known() {
         let mut mirror = Mirror::new(interfaces());
         let mut events = Vec::new();
-        mirror.on_resolve_refused((1, PEER), &mut events);
+        mirror.on_resolve_refused((1, PEER.into()), &mut events);
         assert_eq!(events, [GONE]);
         apply(&mut mirror, neighbour(9, NeighbourState::Reachable, Some(MAC)), false);
-        mirror.on_resolve_refused((1, PEER), &mut events);
+        mirror.on_resolve_refused((1, PEER.into()), &mut events);
         assert_eq!(events, [GONE], "it holds its last MAC address");
     }
 

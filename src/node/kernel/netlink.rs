@@ -85,13 +85,13 @@ impl Requests {
 
     /// Makes the kernel resolve `address` as if it had a packet for it: a missing or failed entry is asked for by
     /// broadcast, a stale one verified by unicast, a fresh one left alone. Needs CAP_NET_ADMIN.
-    pub(super) fn use_neighbour(&mut self, index: u32, address: std::net::Ipv4Addr) -> io::Result<()> {
+    pub(super) fn use_neighbour(&mut self, index: u32, address: std::net::IpAddr) -> io::Result<()> {
         let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Inet;
+        request.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         request.header.ifindex = index;
         request.header.state = NeighbourState::None;
         request.header.flags = NeighbourFlags::Use;
-        request.attributes.push(NeighbourAttribute::Destination(std::net::IpAddr::V4(address).into()));
+        request.attributes.push(NeighbourAttribute::Destination(address.into()));
         self.send(RouteNetlinkMessage::NewNeighbour(request), NLM_F_ACK | NLM_F_CREATE)?;
         let mut result = None;
         while result.is_none() {

@@ -1,6 +1,7 @@
 //! The mirror against the real kernel, in network namespaces that exist for one test. Needs root.
 
 use std::{
+    net::Ipv4Addr,
     process::{Command, Stdio},
     sync::mpsc,
     time::Duration,
@@ -118,7 +119,7 @@ impl Mirrored {
     }
 
     fn wait_for_neighbour(&mut self, address: [u8; 4]) -> Option<[u8; 6]> {
-        let wanted = Ipv4Addr::from(address);
+        let wanted = std::net::IpAddr::from(address);
         self.wait("the neighbour", |event| match event {
             KernelEvent::NeighbourUp { interface: 0, address, mac } if *address == wanted => Some(Some(*mac)),
             KernelEvent::NeighbourGone { interface: 0, address } if *address == wanted => Some(None),
@@ -204,17 +205,17 @@ fn a_peer_is_resolved_and_a_missing_one_reported() {
     // Ask three times at short intervals, not three times a second apart.
     here.run(|| std::fs::write("/proc/sys/net/ipv4/neigh/e0/retrans_time_ms", "50").unwrap());
     let mut mirrored = here.mirror(RECEIVE_BUFFER);
-    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2));
+    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2).into());
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]));
-    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 77));
+    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 77).into());
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 77]), None);
     // The kernel has no news about it: the mirror answers.
-    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2));
+    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2).into());
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]));
     here.ip("neigh del 10.0.0.2 dev e0");
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), None);
     // No interface has this number; the mirror lives on.
-    mirrored.handle.resolve(9, Ipv4Addr::new(10, 0, 0, 2));
+    mirrored.handle.resolve(9, Ipv4Addr::new(10, 0, 0, 2).into());
     here.ip("neigh add 10.0.0.9 lladdr 02:00:00:00:00:19 dev e0");
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 9]), Some([2, 0, 0, 0, 0, 0x19]));
 }
@@ -232,7 +233,7 @@ fn a_stale_neighbour_is_verified_when_asked_for() {
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]));
     // The peer moves; nobody tells. What refreshing does every 30 s finds out.
     there.ip("link set p0 address 02:00:00:00:00:03");
-    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2));
+    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2).into());
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]), "the last MAC address holds");
     let verified = mirrored.wait_for_neighbour([10, 0, 0, 2]);
     assert!(matches!(verified, None | Some([2, 0, 0, 0, 0, 3])), "{verified:?}");
