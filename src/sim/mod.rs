@@ -16,6 +16,7 @@ mod client;
 mod nat;
 mod node;
 mod noise;
+mod noise6;
 mod packets;
 mod scenarios;
 mod server;

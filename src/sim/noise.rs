@@ -9,7 +9,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::packets;
+use super::{noise6, packets};
 use crate::{
     Nanos, SECOND,
     dataplane::{
@@ -98,13 +98,15 @@ impl Node {
             let (commands, command_consumer) = rtrb::RingBuffer::new(256);
             let (event_producer, events) = rtrb::RingBuffer::new(EVENTS);
             let published = Arc::new(Published::new(SLOTS as usize, 16));
+            let mut nat = NatConfig::of(&identity);
+            noise6::translate(&mut nat, (identity.nat_port_first, identity.nat_port_last));
             let config = WorkerConfig {
                 index,
                 identity,
                 slots: SLOTS,
                 fans: 4,
                 bindings: 16,
-                nat: NatConfig::of(&identity),
+                nat,
                 hash_key: [1; 16],
                 clock: quanta::Clock::new(),
             };
@@ -146,7 +148,7 @@ impl Node {
         let Some((worker, waiting, cause)) = self.waiting.pop() else { return };
         if let PuntCause::NoBinding { key, .. } = cause
             && is_bound
-            && self.next_binding < 16
+            && self.next_binding < 14
         {
             let outside_port = nat_port(worker, self.next_binding as u16);
             let binding = BindingInit {
@@ -206,7 +208,7 @@ fn tables(worker: usize) -> Vec<Command> {
         |last: u8| Adjacency { next_hop: [10, 0, 0, last].into(), mac: [2, 0, 0, 0, 0, last], interface: 0 };
     let host = Adjacency { next_hop: *HOST.ip(), mac: [2; 6], interface: HOSTS_INTERFACE };
     let peer = |at: SocketAddrV4, is_active| Peer { address: *at.ip(), port: at.port(), key: KEY, is_active };
-    let forwarding = Forwarding {
+    let mut forwarding = Forwarding {
         interfaces: vec![interface(7, true), interface(9, false), interface(11, true)],
         routes: RouteTable::new(&[
             route("10.0.0.0/24", None, 0),
@@ -226,6 +228,7 @@ fn tables(worker: usize) -> Vec<Command> {
         }),
         ..Forwarding::default()
     };
+    noise6::route(&mut forwarding, HOSTS_INTERFACE);
     let fan = |fan, binding| Command::InitFan { fan, init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400 } };
     let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some(link(to, 9)) };
     let slot = |slot, role, fan, up| Command::SetSlot {
@@ -247,7 +250,7 @@ fn tables(worker: usize) -> Vec<Command> {
         filtering: Filtering::EndpointIndependent,
     };
     let flow = binding(FLOW, ip4::UDP, 0, Mapping::Flow((*SERVER.ip(), SERVER.port())));
-    vec![
+    let mut commands = vec![
         Command::SetForwarding(Box::new(forwarding)),
         // The entry's second path has a next hop without a MAC address, so one copy of each packet is punted.
         fan(0, NO_BINDING),
@@ -264,7 +267,9 @@ fn tables(worker: usize) -> Vec<Command> {
         path(2, 0, PEER),
         slot(FLOW, Role::Exit, 2, PEER),
         Command::SetBinding { index: 0, binding: flow },
-    ]
+    ];
+    commands.extend(noise6::tables((*NODE.ip(), nat_port(worker, 3))));
+    commands
 }
 
 /// One of three fragments of a packet, of eight bytes of payload each.
@@ -306,9 +311,10 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
     let from_server = packets::udp(SERVER, outside(0), b"answer");
     let (up, down) = (packets::udp(INSIDE, SERVER, &[0; 16]), packets::udp(SERVER, outside(0), &[0; 16]));
     let (host, long_ago) = (packets::udp(HOST, SERVER, &[0; 16]), sequence / 4);
+    let to_host6 = packets::udp(SERVER, outside(3), &[0; 16]);
     let probe = [0; relay::PROBE_BYTES];
     let probe_header = |kind| Header { kind, path: 0, generation: 0, ct_index: 0, sequence };
-    vec![
+    let mut all = vec![
         relayed(CLIENT, Kind::DataUp, 0, ENTRY, &inner_udp),
         relayed(CLIENT, Kind::KeepAliveUp, 0, ENTRY, &[]),
         relayed(PEER, Kind::DataDown, 0, ENTRY, &inner_udp),
@@ -351,16 +357,47 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
         fragment(&down, 1, long_ago),
         fragment(&down, 0, long_ago),
         fragment(&host, (sequence % 3) as u16, long_ago),
-    ]
+        fragment(&to_host6, 0, long_ago),
+        fragment(&to_host6, 1, long_ago),
+        packets::udp(SERVER, outside(3), b"answer to a host of IPv6"),
+        {
+            let mut packet = packets::udp(SERVER, outside(3), &[0; 1450]);
+            write(&mut packet, ip4::FRAGMENT, &[0, 0]);
+            repair(&mut packet);
+            packet
+        },
+        packets::unreachable(*SERVER.ip(), 3, &packets::udp(outside(3), SERVER, b"of a host of IPv6")),
+    ];
+    all.extend(noise6::templates(nat_port(worker, 3), (*SERVER.ip(), SERVER.port()), sequence));
+    all
 }
 
 /// Where a packet comes in.
 fn interface_of(packet: &[u8]) -> u8 {
-    if packet.get(ip4::SOURCE..ip4::DESTINATION) == Some(&HOST.ip().octets()) { HOSTS_INTERFACE } else { 0 }
+    let is_from_inside = match is_ip6(packet) {
+        true => noise6::is_from_inside(packet),
+        false => packet.get(ip4::SOURCE..ip4::DESTINATION) == Some(&HOST.ip().octets()),
+    };
+    if is_from_inside { HOSTS_INTERFACE } else { 0 }
+}
+
+fn is_ip6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|byte| byte >> 4 == 6)
+}
+
+fn frame(packet: &[u8]) -> Vec<u8> {
+    let mut frame = packets::frame(MAC, [2; 6], packet);
+    if is_ip6(packet) {
+        write(&mut frame, 12, &ethernet::TYPE_IP6.to_be_bytes());
+    }
+    frame
 }
 
 /// Makes the header checksum of whatever this is right, where there are bytes for one.
 fn repair(packet: &mut [u8]) {
+    if is_ip6(packet) {
+        return noise6::repair(packet);
+    }
     if packet.len() < ip4::HEADER_BYTES {
         return;
     }
@@ -374,6 +411,9 @@ const RELAY_AT: usize = ip4::HEADER_BYTES + udp::HEADER_BYTES;
 
 /// Makes a relay packet the one after it, with the same inner packet; leaves others alone.
 fn next_in_sequence(packet: &mut [u8]) {
+    if is_ip6(packet) {
+        return;
+    }
     if let Some(payload) = packet.get_mut(RELAY_AT..)
         && let Ok(header) = relay::parse(payload)
     {
@@ -385,7 +425,7 @@ fn next_in_sequence(packet: &mut [u8]) {
 /// Gives a relay packet a right tag, whatever its header says, and no UDP checksum: what a hostile neighbour could
 /// send that knows the keys.
 fn retag(packet: &mut [u8]) {
-    if packet.len() < RELAY_AT + relay::HEADER_BYTES {
+    if is_ip6(packet) || packet.len() < RELAY_AT + relay::HEADER_BYTES {
         return;
     }
     write(packet, ip4::HEADER_BYTES + udp::CHECKSUM, &[0, 0]);
@@ -466,14 +506,14 @@ fn perform(node: &mut Node, action: Action) {
             }
             // Mostly to the worker that owns the slot, sometimes to the other: a handoff.
             let receiver = if sequence.is_multiple_of(5) { 1 - worker } else { worker };
-            node.workers[receiver].driver().put(interface_of(&packet), &packets::frame(MAC, [2; 6], &packet));
+            node.workers[receiver].driver().put(interface_of(&packet), &frame(&packet));
         }
         Action::Bytes(worker, bytes) => node.workers[worker].driver().put(0, &bytes),
         Action::Burst { worker, template, sequence } => {
             let mut packet = templates(worker, sequence).swap_remove(template);
             for _ in 0..PACKET_SLOTS {
                 next_in_sequence(&mut packet);
-                node.workers[worker].driver().put(interface_of(&packet), &packets::frame(MAC, [2; 6], &packet));
+                node.workers[worker].driver().put(interface_of(&packet), &frame(&packet));
             }
         }
         Action::Answer { is_resumed, is_bound } => node.answer(is_resumed, is_bound),

@@ -572,13 +572,10 @@ mod tests {
     }
 
     #[test]
-    fn multicast_macs_other_interfaces_and_ip6_are_no_neighbours() {
+    fn multicast_macs_and_those_of_other_interfaces_are_no_neighbours() {
         let mut mirror = Mirror::new(interfaces());
         assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Noarp, Some([1, 0, 0x5e, 0, 0, 1])), false), []);
         assert_eq!(apply(&mut mirror, neighbour(8, NeighbourState::Reachable, Some(MAC)), false), []);
-        let mut ip6 = neighbour(9, NeighbourState::Reachable, Some(MAC));
-        ip6.header.family = AddressFamily::Inet6;
-        assert_eq!(apply(&mut mirror, ip6, false), []);
     }
 
     #[test]
