@@ -186,7 +186,13 @@ impl Packet {
                 ]
                 .concat();
                 match checksum {
-                    Checksum::Right => seal(&mut bytes, 6, pseudo(source, destination, 17)),
+                    Checksum::Right => {
+                        seal(&mut bytes, 6, pseudo(source, destination, 17));
+                        // Zero says that there is none (RFC 768).
+                        if bytes[6..8] == [0, 0] {
+                            bytes[6..8].copy_from_slice(&[0xff, 0xff]);
+                        }
+                    }
                     Checksum::Wrong => bytes[6..8].copy_from_slice(&[0xba, 0xad]),
                     Checksum::None => {}
                 }

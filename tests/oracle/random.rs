@@ -3,7 +3,7 @@
 use crate::{
     packet::{
         ACK, FIN,
-        Host::{self, A, B, Gateway, R, S, T},
+        Host::{A, B, Gateway, R, S, T},
         Packet, Point, RST, SYN, mapped,
     },
     rig::Side::{Inside, Outside},
@@ -20,31 +20,28 @@ pub(crate) fn case(seed: u64, number: u64) -> Case {
     case
 }
 
+/// Each inside port is one host's, and speaks to one server by one protocol: else Linux gives several of them one outside
+/// port and starnet several, and what comes back to "the third mapping" is no longer the same question.
 fn step(case: Case, dice: &mut Dice) -> Case {
-    let inside = [A, B][dice.below(2)].own(1 + dice.below(2) as u16);
-    let server = [S, T][dice.below(2)];
-    let service = server.port([53, 80][dice.below(2)]);
+    let (host, number) = ([A, B][dice.below(2)], 1 + dice.below(2) as u16);
+    let server = if number == 1 { S } else { T };
+    let first = if host == A { 0 } else { 10 };
+    let [udp, tcp, ping] = [0, 2, 4].map(|place| host.own(first + place + number));
+    let (dns, web) = (server.port(53), server.port(80));
     let mapping = mapped(dice.below(3));
     let payload = vec![dice.below(256) as u8; dice.below(40)];
     let numbers = (100 + dice.below(3) as u32, 900 + dice.below(3) as u32);
     let flags = [SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK][dice.below(8)];
     match dice.below(12) {
-        0..=2 => case.inside(Packet::udp(inside, service, &payload)),
-        3..=4 => case.outside(Packet::udp(service, mapping, &payload)),
-        5 => case.inside(Packet::tcp(inside, service, flags, numbers, &payload)),
-        6 => case.outside(Packet::tcp(service, mapping, flags, (numbers.1, numbers.0), &payload)),
-        7 => case.inside(Packet::ping(inside, server, &payload)),
+        0..=2 => case.inside(Packet::udp(udp, dns, &payload)),
+        3..=4 => case.outside(Packet::udp(dns, mapping, &payload)),
+        5 => case.inside(Packet::tcp(tcp, web, flags, numbers, &payload)),
+        6 => case.outside(Packet::tcp(web, mapping, flags, (numbers.1, numbers.0), &payload)),
+        7 => case.inside(Packet::ping(ping, server, &payload)),
         8 => case.outside(Packet::pong(server, mapping, &payload)),
-        9 => case.outside(Packet::error(R, Gateway, error(dice), quote(mapping, service, dice), 8 + dice.below(30))),
-        10 => {
-            case.in_fragments(Inside, Packet::udp(inside, service, &[payload, vec![1; 900]].concat()), 400, order(dice))
-        }
-        _ => case.in_fragments(
-            Outside,
-            Packet::udp(service, mapping, &[payload, vec![1; 900]].concat()),
-            400,
-            order(dice),
-        ),
+        9 => case.outside(Packet::error(R, Gateway, error(dice), quote(mapping, dns, web, dice), 8 + dice.below(30))),
+        10 => case.in_fragments(Inside, Packet::udp(udp, dns, &[payload, vec![1; 900]].concat()), 400, order(dice)),
+        _ => case.in_fragments(Outside, Packet::udp(dns, mapping, &[payload, vec![1; 900]].concat()), 400, order(dice)),
     }
 }
 
@@ -53,16 +50,12 @@ fn error(dice: &mut Dice) -> (u8, u8) {
 }
 
 /// A packet of a mapping as it was sent, or might have been.
-fn quote(mapping: Point, service: Point, dice: &mut Dice) -> Packet {
+fn quote(mapping: Point, dns: Point, web: Point, dice: &mut Dice) -> Packet {
     match dice.below(3) {
-        0 => Packet::udp(mapping, service, b"quoted"),
-        1 => Packet::tcp(mapping, service, SYN, (100, 0), b""),
-        _ => Packet::ping(mapping, host(service), b"quoted"),
+        0 => Packet::udp(mapping, dns, b"quoted"),
+        1 => Packet::tcp(mapping, web, SYN, (100, 0), b""),
+        _ => Packet::ping(mapping, dns.host, b"quoted"),
     }
-}
-
-fn host(point: Point) -> Host {
-    point.host
 }
 
 fn order(dice: &mut Dice) -> &'static [usize] {

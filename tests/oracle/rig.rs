@@ -4,11 +4,12 @@
 //! no kernel behind them: the script is every host there, at one MAC address.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write,
     mem,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -17,8 +18,13 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::{
+        signal::{Signal, kill},
+        socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    },
+    unistd::Pid,
 };
+use tempfile::TempDir;
 
 use crate::packet::Host;
 
@@ -37,6 +43,7 @@ pub(crate) struct Rig {
     name: String,
     sockets: [OwnedFd; 2],
     process: Option<Child>,
+    folder: TempDir,
 }
 
 impl Rig {
@@ -56,8 +63,35 @@ impl Rig {
         rig
     }
 
+    /// starnet as a gateway, with its defaults but for `tables` of its configuration.
+    pub(crate) fn starnet(tables: &str) -> Self {
+        let mut rig = Self::wired("starnet");
+        let folder = rig.folder.path();
+        let (config, log) = (folder.join("node.toml"), folder.join("node.log"));
+        let text = format!(
+            "[node]\nname = \"{}\"\naddress = \"{}\"\nports = \"40000-59999\"\npin = false\nsocket = \"node.sock\"\n\
+             [gateway]\ninside = [\"inside\"]\noutside = [\"outside\"]\n{tables}[limits]\nbindings = 65536\n",
+            rig.name,
+            Host::Gateway.address()
+        );
+        fs::write(&config, text).unwrap();
+        let words = format!("{} node --config {}", env!("CARGO_BIN_EXE_starnet"), config.display());
+        let mut command = rig.in_gateway(&words);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        rig.process = Some(command.spawn().unwrap());
+        let until = Instant::now() + Duration::from_secs(60);
+        while !fs::read_to_string(&log).unwrap().contains(" running ") {
+            let said = fs::read_to_string(&log).unwrap();
+            assert!(Instant::now() < until, "starnet does not start: {said}");
+            assert!(rig.process.as_mut().unwrap().try_wait().unwrap().is_none(), "starnet ended: {said}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        rig
+    }
+
     fn wired(kind: &str) -> Self {
-        let name = format!("oracle-{kind}-{}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("oracle-{kind}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let namespace = |part: &str| format!("{name}.{part}");
         for part in ["inside", "gateway", "outside"] {
             shell(&format!("ip netns add {}", namespace(part)));
@@ -83,7 +117,7 @@ impl Rig {
             shell(&format!("ip -n {} link set {end} mtu 1400", namespace(part)));
         }
         let sockets = ["inside", "outside"].map(|part| raw_socket(&namespace(part)));
-        let rig = Self { name, sockets, process: None };
+        let rig = Self { name, sockets, process: None, folder: tempfile::tempdir().unwrap() };
         rig.gateway(
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000",
         );
@@ -156,7 +190,8 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
+            // `ip netns exec` has become the program: it ends as it does for an operator, and takes its sockets along.
+            let _ = kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM);
             let _ = process.wait();
         }
         for part in ["inside", "gateway", "outside"] {
