@@ -112,6 +112,8 @@ pub struct Worker<D: Driver> {
     transmit: Vec<Transmit>,
     /// The most paths a session here has or had: each packet may become this many.
     width: usize,
+    /// Nodes are counted and timed.
+    is_watched: bool,
 }
 
 impl<D: Driver> Worker<D> {
@@ -164,6 +166,7 @@ impl<D: Driver> Worker<D> {
             received: Box::new([Received::default(); PACKET_SLOTS]),
             transmit: Vec::with_capacity(PACKET_SLOTS),
             width: 1,
+            is_watched: true,
         }
     }
 
@@ -176,6 +179,11 @@ impl<D: Driver> Worker<D> {
     pub fn memory(&self) -> impl Iterator<Item = Memory> {
         let Context { slots, fans, bindings, hosts6, .. } = &self.context;
         [slots.memory(), fans.memory()].into_iter().chain(bindings.memory()).chain(hosts6.memory())
+    }
+
+    /// Whether nodes are counted and timed. A node always has it on; off, a benchmark shows what it costs.
+    pub fn set_watched(&mut self, is_watched: bool) {
+        self.is_watched = is_watched;
     }
 
     /// The worker's tables.
@@ -500,9 +508,11 @@ impl<D: Driver> Worker<D> {
             }
             self.context.pending[node.id as usize] = Bitmap::default();
             (node.process)(&mut self.context, self.driver.frames(), batch);
-            let after = self.clock.raw();
-            self.record(node.id, batch.count() as u64, after.saturating_sub(before));
-            before = after;
+            if self.is_watched {
+                let after = self.clock.raw();
+                self.record(node.id, batch.count() as u64, after.saturating_sub(before));
+                before = after;
+            }
         }
     }
 
@@ -535,7 +545,9 @@ impl<D: Driver> Worker<D> {
         self.driver.transmit(&self.transmit, &mut refused);
         self.driver.flush();
         let after = self.clock.raw();
-        self.record(NodeId::Tx, batch.count() as u64, after.saturating_sub(before));
+        if self.is_watched {
+            self.record(NodeId::Tx, batch.count() as u64, after.saturating_sub(before));
+        }
         self.finish_sent(batch, refused, self.clock.delta_as_nanos(received, after));
     }
 

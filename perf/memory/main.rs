@@ -10,12 +10,18 @@ mod world;
 
 use std::{
     io::{BufRead, Write},
-    sync::atomic::Ordering::Relaxed,
+    sync::{
+        atomic::Ordering::Relaxed,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
 use case::Case;
-use starnet::dataplane::graph::NODES;
+use starnet::dataplane::{
+    graph::NODES,
+    handoff::{self, Handoff},
+};
 use world::World;
 
 /// What was spent in timed chunks.
@@ -30,37 +36,69 @@ struct Spent {
 }
 
 fn main() {
-    // `cargo bench` adds `--bench`.
-    let mut arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let once = arguments.first().and_then(|first| first.strip_prefix("packets=")).map(str::to_owned);
     if once.is_some() {
         arguments.remove(0);
     }
     let case = match Case::parse(&arguments) {
         Ok(case) => case,
-        Err(problem) => {
-            eprintln!("memory: {problem}");
-            std::process::exit(2);
-        }
+        Err(problem) => fail(&problem),
     };
-    let mut world = World::new(case);
     if let Some(packets) = once {
-        let packets: u64 = packets.parse().expect("packets=N is a number");
+        let packets: u64 = packets.parse().unwrap_or_else(|_| fail("packets=N is a number"));
+        let mut world = World::new(case, 0, handoff::mesh(1).remove(0));
         let mut spent = Spent::default();
         while spent.received < packets {
             chunk(&mut world, &mut spent);
         }
-        return println!("{}", report(&spent));
+        return println!("{}", report(&[spent]));
     }
+    let mesh = handoff::mesh(usize::from(case.workers));
+    let workers: Vec<_> =
+        mesh.into_iter().enumerate().map(|(index, handoff)| Thread::start(case, index, handoff)).collect();
+    workers.iter().for_each(|worker| assert!(worker.spent.recv().is_ok(), "a worker did not start"));
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         let Some(milliseconds) = line.strip_prefix("run ").and_then(|n| n.parse().ok()) else {
-            eprintln!("memory: '{line}' is not 'run MILLISECONDS'");
-            std::process::exit(2);
+            fail(&format!("'{line}' is not 'run MILLISECONDS'"))
         };
-        println!("{}", report(&run(&mut world, Duration::from_millis(milliseconds))));
+        let duration = Duration::from_millis(milliseconds);
+        workers.iter().for_each(|worker| worker.run.send(duration).expect("it waits"));
+        let spent: Vec<_> = workers.iter().map(|worker| worker.spent.recv().expect("it ran")).collect();
+        println!("{}", report(&spent));
         std::io::stdout().flush().expect("standard output is open");
+    }
+}
+
+fn fail(problem: &str) -> ! {
+    eprintln!("memory: {problem}");
+    std::process::exit(2);
+}
+
+/// A worker in a thread of its own: it answers once when it is ready, and then each run.
+struct Thread {
+    run: Sender<Duration>,
+    spent: Receiver<Spent>,
+}
+
+impl Thread {
+    /// Worker number `index` on the last but `index` of the cores that this process may use.
+    fn start(case: Case, index: usize, handoff: Handoff) -> Self {
+        let (run, runs) = channel::<Duration>();
+        let (report, spent) = channel();
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let core = cores.len().checked_sub(index + 1).map(|place| cores[place]);
+        std::thread::spawn(move || {
+            core.map(core_affinity::set_for_current);
+            let mut world = World::new(case, index, handoff);
+            report.send(Spent::default()).expect("main waits");
+            for duration in runs {
+                report.send(self::run(&mut world, duration)).expect("main waits");
+            }
+        });
+        Self { run, spent }
     }
 }
 
@@ -107,15 +145,26 @@ fn nodes(world: &World) -> Vec<(u64, u64)> {
     counters.iter().map(|node| (node.packets.load(Relaxed), node.clocks.load(Relaxed))).collect()
 }
 
-fn report(spent: &Spent) -> String {
+/// The sums over all workers, and each one's packets and nanoseconds.
+fn report(workers: &[Spent]) -> String {
+    let clock = quanta::Clock::new();
+    let sum = |of: fn(&Spent) -> u64| workers.iter().map(of).sum::<u64>();
+    let node =
+        |at: usize| workers.iter().fold((0, 0), |sum, spent| (sum.0 + spent.nodes[at].0, sum.1 + spent.nodes[at].1));
     let nodes: serde_json::Map<_, _> = NODES
         .iter()
-        .zip(&spent.nodes)
+        .enumerate()
+        .map(|(at, node_of)| (node_of.name, node(at)))
         .filter(|(_, (packets, _))| *packets > 0)
-        .map(|(node, (packets, clocks))| (node.name.into(), serde_json::json!([packets, clocks])))
+        .map(|(name, (packets, clocks))| (name.into(), serde_json::json!([packets, clocks])))
+        .collect();
+    let each: Vec<_> = workers
+        .iter()
+        .map(|spent| serde_json::json!({"received": spent.received, "nanos": clock.delta_as_nanos(0, spent.clocks)}))
         .collect();
     serde_json::json!({
-        "received": spent.received, "sent": spent.sent, "clocks": spent.clocks, "rx": spent.rx, "tx": spent.tx, "nodes": nodes,
+        "received": sum(|spent| spent.received), "sent": sum(|spent| spent.sent), "clocks": sum(|spent| spent.clocks),
+        "rx": sum(|spent| spent.rx), "tx": sum(|spent| spent.tx), "nodes": nodes, "workers": each,
     })
     .to_string()
 }

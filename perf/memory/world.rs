@@ -8,7 +8,7 @@ use starnet::{
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
         forwarding::{Adjacency, Forwarding, Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
-        handoff,
+        handoff::Handoff,
         nat::{BindingInit, Endpoint, Filtering, Mapping, NatConfig, Owner},
         published::Published,
         route_table::RouteTable,
@@ -53,6 +53,8 @@ const PORTS: u32 = (u16::MAX - NAT_PORT_FIRST) as u32 + 1;
 /// Everything of one worker's benchmark.
 pub(crate) struct World {
     case: Case,
+    /// The worker's number.
+    index: usize,
     pub(crate) worker: Worker<Replay>,
     pub(crate) published: Arc<Published>,
     commands: rtrb::Producer<Command>,
@@ -65,11 +67,10 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Allocates, and writes every session and binding over the command ring.
-    pub(crate) fn new(case: Case) -> Self {
+    /// Allocates worker number `index`, and writes every session and binding over the command ring.
+    pub(crate) fn new(case: Case, index: usize, handoff: Handoff) -> Self {
         let (commands, commands_in) = rtrb::RingBuffer::new(COMMAND_RING);
         let (events_out, events) = rtrb::RingBuffer::new(EVENT_RING);
-        let handoff = handoff::mesh(1).remove(0);
         let has_fan = case.path.has_sessions() && case.path != Path::Relay;
         let slots = if case.path.has_sessions() { case.sessions } else { 0 };
         let bindings = if case.path.has_bindings() { case.flows } else { 0 };
@@ -80,10 +81,10 @@ impl World {
             nat_port_first: NAT_PORT_FIRST,
             nat_port_last: u16::MAX,
             probe_key: [3; 16],
-            workers: 1,
+            workers: case.workers,
         };
         let config = WorkerConfig {
-            index: 0,
+            index,
             identity,
             slots,
             fans: if has_fan { slots } else { 0 },
@@ -99,9 +100,11 @@ impl World {
         let interface = if case.path == Path::NatIn2out { INSIDE_INTERFACE } else { OUTSIDE };
         let prepared = Prepared::new(order.len(), smallest.max(case.size), interface);
         let rings = Rings { commands: commands_in, events: events_out, handoff };
-        let worker = Worker::new(config, Replay::new(prepared, case.burst), rings, published.clone());
+        let mut worker = Worker::new(config, Replay::new(prepared, case.burst), rings, published.clone());
+        worker.set_watched(case.watched != 0);
         let mut world = Self {
             case,
+            index,
             worker,
             published,
             commands,
@@ -204,13 +207,14 @@ impl World {
             let (packet, path) = self.order[place];
             let (flow, session, sequence) = flows[packet as usize];
             let inside = self.inside(flow);
+            let ct_index = CtIndex::new(self.index, session);
             let bytes = self.worker.driver().prepared.packet(place);
             match self.case.path {
-                Path::Relay => relayed(bytes, session, path, sequence, None),
-                Path::Entry => relayed(bytes, session, path, sequence, Some(CLIENT)),
+                Path::Relay => relayed(bytes, ct_index, path, sequence, None),
+                Path::Entry => relayed(bytes, ct_index, path, sequence, Some(CLIENT)),
                 Path::ExitUp => {
                     plain(&mut bytes[INNER_AT..], inside, server(flow));
-                    relayed(bytes, session, path, sequence, None);
+                    relayed(bytes, ct_index, path, sequence, None);
                 }
                 Path::NatIn2out => {
                     ethernet::emit(bytes, MAC, [4; 6]);
@@ -243,7 +247,8 @@ fn order(packets: usize, copies: usize) -> Vec<(u32, u8)> {
     all.into_iter().map(|(packet, path)| (packet as u32, path as u8)).collect()
 }
 
-fn relayed(bytes: &mut [u8], session: u32, path: u8, sequence: u64, client: Option<Ipv4Addr>) {
+fn relayed(bytes: &mut [u8], ct_index: CtIndex, path: u8, sequence: u64, client: Option<Ipv4Addr>) {
+    let session = ct_index.slot();
     let link = up(session, path);
     let (from, port) = client.map_or((link.address, link.port), |address| (address, 5555));
     ethernet::emit(bytes, MAC, [4; 6]);
@@ -251,7 +256,7 @@ fn relayed(bytes: &mut [u8], session: u32, path: u8, sequence: u64, client: Opti
         kind: relay::Kind::DataUp,
         path,
         generation: generation(session),
-        ct_index: CtIndex::new(0, session).0,
+        ct_index: ct_index.0,
         sequence,
     };
     relay::emit(&mut bytes[RELAY_AT..], &header, &link.key);

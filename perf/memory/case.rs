@@ -33,6 +33,10 @@ pub(crate) struct Case {
     pub(crate) size: usize,
     /// Packets the driver gives at a time, at most.
     pub(crate) burst: usize,
+    /// Workers, each in a thread and on a core of its own.
+    pub(crate) workers: u8,
+    /// 0: nodes are neither counted nor timed.
+    pub(crate) watched: u8,
 }
 
 const PATHS: &str = "relay, entry, exit-up, exit-down, nat-in2out or nat-out2in";
@@ -62,7 +66,7 @@ impl Case {
             "nat-out2in" => Path::NatOut2in,
             other => return Err(format!("'{other}' is no path: {PATHS}")),
         };
-        let mut case = Self { path, sessions: 1, flows: 1, paths: 1, size: 64, burst: 256 };
+        let mut case = Self { path, sessions: 1, flows: 1, paths: 1, size: 64, burst: 256, workers: 1, watched: 1 };
         for option in options {
             let (name, value) = option.split_once('=').ok_or_else(|| format!("'{option}' is not name=value"))?;
             match name {
@@ -71,7 +75,11 @@ impl Case {
                 "paths" => case.paths = number(option, value)?,
                 "size" => case.size = number(option, value)?,
                 "burst" => case.burst = number(option, value)?,
-                _ => return Err(format!("'{option}': there are sessions, flows, paths, size and burst")),
+                "workers" => case.workers = number(option, value)?,
+                "watched" => case.watched = number(option, value)?,
+                _ => {
+                    return Err(format!("'{option}': there are sessions, flows, paths, size, burst, workers, watched"));
+                }
             }
         }
         Ok(case)
