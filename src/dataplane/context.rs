@@ -110,7 +110,7 @@ impl Context {
             while waiting != 0 {
                 let lowest = waiting & waiting.wrapping_neg();
                 waiting ^= lowest;
-                let slot = word * 64 + lowest.trailing_zeros() as usize;
+                let slot = (word * 64 + lowest.trailing_zeros() as usize) % PACKET_SLOTS;
                 match decide(self, frames, slot) {
                     Verdict::Next(next) if next == way => together |= lowest,
                     Verdict::Next(next) => {
@@ -127,7 +127,7 @@ impl Context {
 
     /// The packets of one word of a bitmap leave `node` for `next`.
     #[inline]
-    fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
+    pub(super) fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
         if packets != 0 {
             debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
             self.pending[next as usize].insert_word(word, packets);

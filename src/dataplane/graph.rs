@@ -1,8 +1,9 @@
 //! The packet graph: its nodes, in the order in which a sweep visits them.
 //!
 //! ```text
-//!                               +--> gateway_input --------------> nat_in2out | ip_output
-//!                               |
+//!        +--------- a plain relay packet -----------+
+//!        |                      +--> gateway_input --|-----------> nat_in2out | ip_output
+//!        |                      |                    v
 //!  rx -> ethernet_input -> ip4_input -> l4_classify -+-> relay_input -+-> probe ---------+
 //!                                                    |                +-> entry_up ------+
 //!                                                    |                +-> entry_down ----+

@@ -13,6 +13,7 @@ pub mod command;
 pub mod conntrack;
 pub mod context;
 pub mod driver;
+mod express;
 pub mod fan;
 pub mod forwarding;
 pub mod gateway;

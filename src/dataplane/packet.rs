@@ -195,6 +195,24 @@ impl Bitmap {
         }
     }
 
+    /// Takes the lowest `count` slots out, or all where there are fewer.
+    pub fn take_lowest(&mut self, count: usize) -> Self {
+        let mut taken = Self::default();
+        let mut missing = count as u32;
+        for (word, slots) in self.0.iter_mut().enumerate() {
+            let mut left = *slots;
+            if slots.count_ones() <= missing {
+                left = 0;
+            } else {
+                (0..missing).for_each(|_| left &= left - 1);
+            }
+            taken.0[word] = *slots & !left;
+            *slots = left;
+            missing -= taken.0[word].count_ones();
+        }
+        taken
+    }
+
     /// True where the slot is in.
     #[inline]
     pub fn contains(&self, slot: usize) -> bool {
@@ -236,6 +254,18 @@ impl Iterator for Bitmap {
         (count, Some(count))
     }
 
+    // A loop in a loop: `next` would begin with the first word each time.
+    #[inline]
+    fn fold<T, F: FnMut(T, usize) -> T>(self, mut value: T, mut step: F) -> T {
+        for (word, mut slots) in self.words() {
+            while slots != 0 {
+                value = step(value, (word * 64 + slots.trailing_zeros() as usize) % PACKET_SLOTS);
+                slots &= slots - 1;
+            }
+        }
+        value
+    }
+
     // Several times a sweep: must not walk the bits. (An inherent `count(&self)` would not help, for a call on a
     // value finds `Iterator::count` first.)
     #[inline]
@@ -257,5 +287,22 @@ mod tests {
         assert_eq!(set.count(), 4);
         assert_eq!(set.collect::<Vec<_>>(), [0, 63, 64, 255]);
         assert_eq!(Bitmap::FULL.count(), PACKET_SLOTS);
+    }
+
+    #[test]
+    fn the_lowest_slots_are_taken_out_whatever_is_missing() {
+        for count in [0, 1, 63, 64, 65, 130, 300] {
+            let mut free = Bitmap::FULL;
+            for slot in [0, 5, 64, 127, 200] {
+                free.0[slot / 64] &= !(1 << (slot % 64));
+            }
+            let all: Vec<_> = free.collect();
+            let mut each = Vec::new();
+            let taken = free.take_lowest(count);
+            taken.for_each(|slot| each.push(slot));
+            assert_eq!(each, all[..count.min(all.len())]);
+            assert_eq!(taken.collect::<Vec<_>>(), each);
+            assert_eq!(free.collect::<Vec<_>>(), all[count.min(all.len())..]);
+        }
     }
 }

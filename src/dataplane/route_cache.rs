@@ -9,6 +9,7 @@ use super::{
     forwarding::{Forwarding, Lookup},
     gateway::Realm,
 };
+use crate::wire::ethernet::Mac;
 
 const ENTRIES: usize = 1024;
 
@@ -17,6 +18,8 @@ const ENTRIES: usize = 1024;
 pub struct Cached<A = Ipv4Addr> {
     destination: A,
     epoch: u32,
+    /// MAC address of the interface it leaves by.
+    pub source: Mac,
     /// Where it leaves.
     pub lookup: Lookup<A>,
     /// True where an exit may send there.
@@ -36,6 +39,7 @@ impl<A: Address> Cached<A> {
     const STALE: Self = Self {
         destination: A::UNSPECIFIED,
         epoch: 0,
+        source: [0; 6],
         lookup: Lookup::NoRoute,
         is_exit_allowed: false,
         mtu: 0,
@@ -96,6 +100,11 @@ impl RouteCache {
         if entry.destination == destination && entry.epoch == self.epoch {
             return entry;
         }
+        self.look_up_anew(destination, bucket)
+    }
+
+    #[cold]
+    fn look_up_anew(&mut self, destination: Ipv4Addr, bucket: usize) -> Cached {
         let forwarding = &self.forwarding;
         let fresh = Cached {
             destination,
@@ -134,6 +143,7 @@ impl RouteCache {
         let interface = number.and_then(|number| self.forwarding.interfaces.get(usize::from(number)));
         Cached {
             lookup,
+            source: interface.map_or([0; 6], |i| i.mac),
             mtu: interface.map_or(0, |i| i.mtu),
             is_up: interface.is_some_and(|i| i.is_up),
             realm: number.map_or(Realm::Neither, |number| self.realm(number)),

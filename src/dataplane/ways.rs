@@ -8,10 +8,10 @@ use crate::wire::{
     tcp,
 };
 
-/// Every packet comes in like this ...
+/// A packet comes in like this ...
 const IN: [&str; 2] = ["ethernet_input > ip4_input", "ip4_input > l4_classify"];
-/// ... a relay packet goes on like this ...
-const RELAY: [&str; 1] = ["l4_classify > relay_input"];
+/// ... a relay packet of a node like this ...
+const RELAY: [&str; 1] = ["ethernet_input > relay_input"];
 /// ... and what is sent leaves like this.
 const OUT: [&str; 1] = ["ip_output > tx"];
 
@@ -24,7 +24,7 @@ fn expect(bench: &mut Bench, packet: Vec<u8>, parts: &[&[&str]]) {
 fn a_relay_forwards_both_ways() {
     let mut bench = Bench::new();
     bench.relay();
-    let way: &[&[&str]] = &[&IN, &RELAY, &["relay_input > relay_forward", "relay_forward > ip_output"], &OUT];
+    let way: &[&[&str]] = &[&RELAY, &["relay_input > relay_forward", "relay_forward > ip_output"], &OUT];
     expect(&mut bench, Relayed::up(1, 1, vec![0; 40]).frame(), way);
     expect(&mut bench, Relayed::down(1, 1, vec![0; 40]).frame(), way);
 }
@@ -35,11 +35,11 @@ fn an_entry_copies_up_and_merges_down() {
     bench.entry(3);
     let inner = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
     let up = ["relay_input > entry_up", "3 entry_up > ip_output", "3 ip_output > tx"];
-    expect(&mut bench, Relayed::from_client(1, inner.clone()).frame(), &[&IN, &RELAY, &up]);
+    expect(&mut bench, Relayed::from_client(1, inner.clone()).frame(), &[&RELAY, &up]);
     let down = ["relay_input > entry_down", "entry_down > ip_output"];
-    expect(&mut bench, Relayed::down(2, 1, inner.clone()).frame(), &[&IN, &RELAY, &down, &OUT]);
+    expect(&mut bench, Relayed::down(2, 1, inner.clone()).frame(), &[&RELAY, &down, &OUT]);
     let again = ["relay_input > entry_down", "entry_down > duplicate"];
-    expect(&mut bench, Relayed { path: 1, ..Relayed::down(2, 1, inner) }.frame(), &[&IN, &RELAY, &again]);
+    expect(&mut bench, Relayed { path: 1, ..Relayed::down(2, 1, inner) }.frame(), &[&RELAY, &again]);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn an_exit_translates_out_and_back_over_all_paths() {
     bench.bind(ip4::UDP, 1000, 41_000, None);
     let question = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
     let out = ["relay_input > exit_up", "exit_up > nat_in2out", "nat_in2out > ip_output"];
-    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&IN, &RELAY, &out, &OUT]);
+    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&RELAY, &out, &OUT]);
     let back = ["l4_classify > nat_out2in", "nat_out2in > exit_down", "2 exit_down > ip_output", "2 ip_output > tx"];
     expect(&mut bench, frame(&udp_packet((SERVER, 53), (US, 41_000), b"answer")), &[&IN, &back]);
 }
@@ -59,7 +59,7 @@ fn an_exit_answers_a_keep_alive_over_all_paths() {
     let mut bench = Bench::new();
     bench.exit(2, NO_BINDING);
     let way = ["relay_input > exit_up", "exit_up > exit_down", "2 exit_down > ip_output", "2 ip_output > tx"];
-    expect(&mut bench, Relayed { kind: KeepAliveUp, ..Relayed::up(3, 1, vec![]) }.frame(), &[&IN, &RELAY, &way]);
+    expect(&mut bench, Relayed { kind: KeepAliveUp, ..Relayed::up(3, 1, vec![]) }.frame(), &[&RELAY, &way]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn the_first_packet_of_a_flow_waits_for_the_control_core() {
     bench.exit(1, NO_BINDING);
     let question = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
     let way = ["relay_input > exit_up", "exit_up > nat_in2out", "nat_in2out > punt"];
-    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&IN, &RELAY, &way]);
+    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&RELAY, &way]);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_packet_to_a_next_hop_without_mac_waits_for_it() {
     bench.bind(ip4::UDP, 1000, 41_000, None);
     let question = udp_packet((INSIDE, 1000), (UNRESOLVED, 53), b"question");
     let way = ["relay_input > exit_up", "exit_up > nat_in2out", "nat_in2out > ip_output", "ip_output > punt"];
-    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&IN, &RELAY, &way]);
+    expect(&mut bench, Relayed::up(3, 1, question).frame(), &[&RELAY, &way]);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_packet_that_may_not_live_on_is_answered_with_an_error() {
         "icmp_error > exit_down",
         "exit_down > ip_output",
     ];
-    expect(&mut bench, Relayed::up(3, 1, dying).frame(), &[&IN, &RELAY, &way, &OUT]);
+    expect(&mut bench, Relayed::up(3, 1, dying).frame(), &[&RELAY, &way, &OUT]);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_hairpin_turns_without_leaving() {
         "nat_out2in > exit_down",
         "exit_down > ip_output",
     ];
-    expect(&mut bench, Relayed::up(3, 1, to_itself).frame(), &[&IN, &RELAY, &way, &OUT]);
+    expect(&mut bench, Relayed::up(3, 1, to_itself).frame(), &[&RELAY, &way, &OUT]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_another_worker_owns_is_handed_over_and_ends_as_it_would_here() {
     let (mut stranger, mut owner) = (Bench::at(0, 2, first), Bench::at(1, 2, second));
     owner.relay();
     let packet = Relayed { kind: DataUp, ..Relayed::up(1 << 24 | 1, 1, vec![0; 40]) };
-    expect(&mut stranger, packet.frame(), &[&IN, &RELAY, &["relay_input > handoff"]]);
+    expect(&mut stranger, packet.frame(), &[&RELAY, &["relay_input > handoff"]]);
     assert_eq!(owner.sweep().len(), 1, "the owner sends it");
 }
 
@@ -143,5 +143,5 @@ fn what_is_not_for_us_ends_where_that_is_seen() {
     let stranger = udp_packet((SERVER, 53), (US, DATA_PORT - 1), b"?");
     expect(&mut bench, frame(&stranger), &[&IN, &["l4_classify > not_our_port"]]);
     expect(&mut bench, vec![0; 60], &[&["ethernet_input > unknown_ethertype"]]);
-    expect(&mut bench, Relayed::up(9, 1, vec![]).frame(), &[&IN, &RELAY, &["relay_input > free_slot"]]);
+    expect(&mut bench, Relayed::up(9, 1, vec![]).frame(), &[&RELAY, &["relay_input > free_slot"]]);
 }

@@ -488,13 +488,16 @@ impl<D: Driver> Worker<D> {
     fn receive(&mut self) {
         let room = self.room();
         let count = self.driver.receive(&mut self.received[..room]);
+        let slots = self.context.free.take_lowest(count);
+        let (now, packets) = (self.context.now, &mut self.context.packets);
         let mut bytes = 0;
-        for received in &self.received[..count] {
-            let slot = self.context.free.pop().expect("no more are received than there are free slots");
-            self.context.packets[slot] = Packet::received(received, self.context.now);
-            self.context.pending[NodeId::EthernetInput as usize].insert(slot);
+        let mut received = self.received[..count].iter();
+        slots.for_each(|slot| {
+            let received = received.next().expect("no more are received than there are free slots");
+            packets[slot] = Packet::received(received, now);
             bytes += u64::from(received.length);
-        }
+        });
+        self.context.pending[NodeId::EthernetInput as usize].insert_all(slots);
         add(&self.context.published.worker.received, count as u64);
         add(&self.context.published.worker.received_bytes, bytes);
     }
@@ -532,15 +535,11 @@ impl<D: Driver> Worker<D> {
         }
         let before = self.clock.raw();
         self.transmit.clear();
-        for slot in batch {
-            let packet = &self.context.packets[slot];
-            self.transmit.push(Transmit {
-                frame: packet.frame,
-                offset: packet.offset,
-                length: packet.length,
-                interface: packet.interface,
-            });
-        }
+        let packets = &self.context.packets;
+        self.transmit.extend(batch.map(|slot| {
+            let Packet { frame, offset, length, interface, .. } = packets[slot];
+            Transmit { frame, offset, length, interface }
+        }));
         let mut refused = Bitmap::default();
         self.driver.transmit(&self.transmit, &mut refused);
         self.driver.flush();
@@ -554,10 +553,9 @@ impl<D: Driver> Worker<D> {
     /// What the driver took is its own now; the places in `refused` found a ring full.
     fn finish_sent(&mut self, batch: Bitmap, refused: Bitmap, in_sweep: Nanos) {
         let (mut bytes, mut sent, mut fresh) = (0, 0, 0);
-        for (place, slot) in batch.enumerate() {
+        batch.enumerate().for_each(|(place, slot)| {
             if refused.contains(place) {
-                self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
-                continue;
+                return self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
             }
             let packet = &self.context.packets[slot];
             sent += 1;
@@ -565,13 +563,13 @@ impl<D: Driver> Worker<D> {
             if packet.received == self.context.now && !packet.has_waited {
                 // All of these stayed equally long: they are recorded together.
                 fresh += 1;
-                continue;
+                return;
             }
             let residence = self.context.now.saturating_sub(packet.received) + in_sweep;
             let histogram =
                 if packet.has_waited { &mut self.histograms.waited } else { &mut self.histograms.residence };
             histogram.saturating_record(residence);
-        }
+        });
         if fresh > 0 {
             self.histograms.residence.saturating_record_n(in_sweep, fresh);
         }

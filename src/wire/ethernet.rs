@@ -1,6 +1,6 @@
 //! Ethernet II.
 
-use super::{read_u16, write};
+use super::read_u16;
 
 /// Bytes of the header; the frame check sequence never reaches us.
 pub const HEADER_BYTES: usize = 14;
@@ -29,7 +29,8 @@ pub fn emit(frame: &mut [u8], destination: Mac, source: Mac) {
 /// Writes the header of a frame that carries what `ether_type` says. `frame` must hold at least [`HEADER_BYTES`].
 #[inline]
 pub fn emit_as(frame: &mut [u8], destination: Mac, source: Mac, ether_type: u16) {
-    write(frame, 0, &destination);
-    write(frame, 6, &source);
-    write(frame, 12, &ether_type.to_be_bytes());
+    let header: &mut [u8; HEADER_BYTES] = frame.first_chunk_mut().expect("the caller has room for a header");
+    header[..6].copy_from_slice(&destination);
+    header[6..12].copy_from_slice(&source);
+    header[12..].copy_from_slice(&ether_type.to_be_bytes());
 }

@@ -4,6 +4,7 @@
 //! - [`binding`]: one mapping between an inside and an outside address and port, one cache line.
 //! - [`bindings`]: all of a worker's, found from inside and from outside. [`hash_index`] is the table they use.
 //! - `connections`: the TCP connections of a binding. [`class`]: how long an idle binding is kept.
+//! - `ahead`: asks for the memory of a batch before it is read.
 //! - `account`: what a packet means for its binding's life.
 //! - `peers`: whom a binding has sent to, for filtering. [`held_syns`]: those from outside that nothing lets in.
 //! - [`outside`]: the addresses that servers see.
@@ -14,6 +15,7 @@
 //! What this NAT promises, requirement by requirement, is in `docs/NAT.md`.
 
 mod account;
+pub(super) mod ahead;
 pub mod binding;
 pub mod bindings;
 pub mod class;

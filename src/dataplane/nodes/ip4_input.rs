@@ -44,6 +44,7 @@ fn is_relay(context: &Context, frames: &mut Frames, packet: &Packet, header: &ip
 }
 
 /// Checks the IPv4 header at `l3` and sets what follows from it. Also done for an inner packet.
+#[inline]
 pub(super) fn check(packet: &mut Packet, frames: &mut Frames) -> Result<ip4::Header, Reason> {
     let header = ip4::parse(packet.ip(frames)).map_err(|malformed| match malformed {
         ip4::Malformed::TooShort => Reason::TooShort,

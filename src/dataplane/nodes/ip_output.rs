@@ -29,8 +29,7 @@ fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
     if packet.ip_length() > usize::from(route.mtu) {
         return Verdict::Drop(Reason::TooBig);
     }
-    let source = context.routes.forwarding().interfaces[usize::from(interface)].mac;
-    ethernet::emit(packet.bytes(frames), mac, source);
+    ethernet::emit(packet.bytes(frames), mac, route.source);
     context.packets[slot].interface = interface;
     Verdict::Next(NodeId::Tx)
 }

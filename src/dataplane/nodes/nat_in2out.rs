@@ -20,7 +20,7 @@ use crate::{
         command::PuntCause,
         conntrack::{FanInit, NO_BINDING},
         nat::{
-            Binding, BindingKey, Endpoint, Owner,
+            Binding, BindingKey, Endpoint, Owner, ahead,
             connections::Origin,
             remote_end,
             rewrite::{self as nat, BadQuote, Side},
@@ -36,7 +36,16 @@ use crate::{
     },
 };
 
-node!(NatIn2out, "nat_in2out", [IpOutput, NatOut2in, IcmpError, Fragment, Punt], nat_in2out);
+/// The node's entry in the graph.
+pub(in crate::dataplane) const NODE: Node = Node {
+    id: NodeId::NatIn2out,
+    name: "nat_in2out",
+    next: &[NodeId::IpOutput, NodeId::NatOut2in, NodeId::IcmpError, NodeId::Fragment, NodeId::Punt],
+    process: |context, frames, batch| {
+        ahead::from_inside(context, frames, batch);
+        context.each(frames, batch, NodeId::NatIn2out, nat_in2out);
+    },
+};
 
 /// Mail is not sent through a relay (the usual policy against spam).
 const SMTP: u16 = 25;

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     dataplane::{
         nat::{
-            Endpoint, Owner,
+            Endpoint, Owner, ahead,
             connections::Origin,
             remote_end,
             rewrite::{self as nat, Quote, Side},
@@ -30,7 +30,23 @@ use crate::{
     wire::{icmp, ip4, relay, tcp},
 };
 
-node!(NatOut2in, "nat_out2in", [ExitDown, IpOutput, IcmpError, Fragment, Handoff, Ip6Output], nat_out2in);
+/// The node's entry in the graph.
+pub(in crate::dataplane) const NODE: Node = Node {
+    id: NodeId::NatOut2in,
+    name: "nat_out2in",
+    next: &[
+        NodeId::ExitDown,
+        NodeId::IpOutput,
+        NodeId::IcmpError,
+        NodeId::Fragment,
+        NodeId::Handoff,
+        NodeId::Ip6Output,
+    ],
+    process: |context, frames, batch| {
+        ahead::from_outside(context, frames, batch);
+        context.each(frames, batch, NodeId::NatOut2in, nat_out2in);
+    },
+};
 
 fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];

@@ -30,16 +30,17 @@ pub(in crate::dataplane) const NODE: Node = Node {
 
 /// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together.
 fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
-    for slot in batch {
-        ask_for_session(context, frames, slot);
+    batch.for_each(|slot| ask_for_session(context, frames, slot));
+    batch.for_each(|slot| match look_up(context, frames, slot) {
+        Ok(NodeId::RelayForward) => claim(context, frames, slot, NodeId::RelayForward),
+        Ok(next) => context.claims.wait(slot, next),
+        Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
+    });
+    for place in 0..std::mem::take(&mut context.claims.waiting_count) {
+        let (slot, next) = context.claims.waiting[place];
+        claim(context, frames, usize::from(slot), next);
     }
-    for slot in batch {
-        match look_up(context, frames, slot) {
-            Ok(next) => context.claims.push(slot, next),
-            Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
-        }
-    }
-    authenticate(context, frames);
+    verify(context);
 }
 
 /// Packets that claim to be of a session, and their tags as received.
@@ -47,6 +48,9 @@ pub(in crate::dataplane) struct Claims {
     count: usize,
     claims: [Claim; PACKET_SLOTS],
     tags: Tags,
+    /// Those for whose path's memory was asked.
+    waiting_count: usize,
+    waiting: [(u8, NodeId); PACKET_SLOTS],
 }
 
 #[derive(Clone, Copy)]
@@ -62,13 +66,21 @@ impl Claims {
     /// None.
     pub(in crate::dataplane) fn new() -> Self {
         let claim = Claim { slot: 0, next: NodeId::RelayInput, tag: 0 };
-        Self { count: 0, claims: [claim; PACKET_SLOTS], tags: Tags::new() }
+        let waiting = [(0, NodeId::RelayInput); PACKET_SLOTS];
+        Self { count: 0, claims: [claim; PACKET_SLOTS], tags: Tags::new(), waiting_count: 0, waiting }
     }
 
     #[inline]
-    fn push(&mut self, slot: usize, next: NodeId) {
-        self.claims[self.count] = Claim { slot: slot as u8, next, tag: 0 };
+    fn push(&mut self, claim: Claim, tagged: relay::Tagged, key: &relay::HopKey) {
+        self.claims[self.count] = claim;
         self.count += 1;
+        self.tags.push(tagged, key);
+    }
+
+    #[inline]
+    fn wait(&mut self, slot: usize, next: NodeId) {
+        self.waiting[self.waiting_count] = (slot as u8, next);
+        self.waiting_count += 1;
     }
 }
 
@@ -130,40 +142,40 @@ fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<No
     Ok(next)
 }
 
-/// Source address, then tag. What passes goes on.
-fn authenticate(context: &mut Context, frames: &mut Frames) {
-    let mut kept = 0;
+/// Source address. What passes is only held back by its tag.
+#[inline]
+fn claim(context: &mut Context, frames: &mut Frames, slot: usize, next: NodeId) {
+    let ip = context.packets[slot].ip(frames);
+    let Some(link) = link_of(context, slot, next) else {
+        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
+    };
+    if !is_from(ip, link) && !may_move(context, slot, next) {
+        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
+    }
+    let (payload, key) = (&ip[RELAY_AT..], link.key);
+    let claim = Claim { slot: slot as u8, next, tag: relay::read_tag(payload) };
+    context.claims.push(claim, relay::Tagged::of(payload), &key);
+}
+
+/// Makes the tags. What has the right one goes on.
+fn verify(context: &mut Context) {
+    context.claims.tags.make();
+    let (mut word, mut way, mut together) = (0, NodeId::RelayForward, 0);
     for place in 0..std::mem::take(&mut context.claims.count) {
         let claim = context.claims.claims[place];
         let slot = usize::from(claim.slot);
-        let packet = context.packets[slot];
-        let ip = packet.ip(frames);
-        match link_of(context, slot, claim.next) {
-            None => context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath)),
-            Some(link) if !is_from(ip, link) && !may_move(context, slot, claim.next) => {
-                context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
-            }
-            Some(link) => {
-                let payload = &ip[RELAY_AT..];
-                let key = link.key;
-                context.claims.tags.push(relay::Tagged::of(payload), &key);
-                context.claims.claims[kept] = Claim { tag: relay::read_tag(payload), ..claim };
-                kept += 1;
-            }
+        if !relay::is_same_tag(context.claims.tags.made(place), claim.tag) {
+            context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
+            continue;
         }
+        stamp(context, slot);
+        if (slot / 64, claim.next) != (word, way) {
+            context.move_on(word, together, NodeId::RelayInput, way);
+            (word, way, together) = (slot / 64, claim.next, 0);
+        }
+        together |= 1 << (slot % 64);
     }
-    context.claims.tags.make();
-    for place in 0..kept {
-        let claim = context.claims.claims[place];
-        let slot = usize::from(claim.slot);
-        let verdict = if relay::is_same_tag(context.claims.tags.made(place), claim.tag) {
-            stamp(context, slot);
-            Verdict::Next(claim.next)
-        } else {
-            Verdict::Drop(Reason::WrongTag)
-        };
-        context.leave(slot, NodeId::RelayInput, verdict);
-    }
+    context.move_on(word, together, NodeId::RelayInput, way);
 }
 
 /// The hop that the packet came over, if the session has it.
