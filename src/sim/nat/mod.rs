@@ -5,6 +5,7 @@
 mod rfc4787;
 mod rfc5382;
 mod rfc5508;
+mod rfc6146;
 mod rfc6888;
 
 use std::{
@@ -25,6 +26,7 @@ use crate::{
         published::Published,
         reason::Reason,
         testing::has_valid_checksums,
+        testing6::has_valid_checksums6,
         worker::{Rings, Worker, WorkerConfig},
     },
     limits::{COMMAND_RING, EVENT_RING, PACKET_SLOTS, TICK},
@@ -169,6 +171,7 @@ impl Nat {
         };
         let routes = vec![route([0, 0, 0, 0], 0, OUTSIDE_INTERFACE), route([10, 0, 0, 0], 8, INSIDE_INTERFACE)];
         gateway.control.on_kernel(KernelEvent::Routes(routes), now);
+        gateway.control.on_kernel(KernelEvent::Routes6(rfc6146::routes()), now);
         gateway.settle();
         gateway
     }
@@ -188,7 +191,8 @@ impl Nat {
     /// The NIC spreads packets by addresses alone.
     fn put(&mut self, interface: u8, packet: &[u8]) {
         let mut frame = vec![0; ethernet::HEADER_BYTES];
-        ethernet::emit(&mut frame, MACS[usize::from(interface)], [2, 0, 0, 0, 9, 9]);
+        let ether_type = if is_ip6(packet) { ethernet::TYPE_IP6 } else { ethernet::TYPE_IP4 };
+        ethernet::emit_as(&mut frame, MACS[usize::from(interface)], [2, 0, 0, 0, 9, 9], ether_type);
         frame.extend_from_slice(packet);
         let sum = read_u32(packet, ip4::SOURCE).wrapping_add(read_u32(packet, ip4::DESTINATION));
         let queue = (sum.wrapping_mul(0x9e37_79b1) >> 16) as usize % self.workers.len();
@@ -213,6 +217,10 @@ impl Nat {
     pub(super) fn settle(&mut self) -> Vec<Sent> {
         let out = self.settle_unchecked();
         for Sent { packet, .. } in &out {
+            if is_ip6(packet) {
+                assert!(has_valid_checksums6(packet), "a wrong checksum: {packet:02x?}");
+                continue;
+            }
             let is_fragment = ip4::parse(packet).expect("a packet that parses").is_fragment();
             assert!(is_fragment || has_valid_checksums(packet), "a wrong checksum: {packet:02x?}");
         }
@@ -301,6 +309,10 @@ impl Nat {
             assert_eq!(worker.driver().free_frames(), FRAMES as usize - PACKET_SLOTS, "worker {index} lost frames");
         }
     }
+}
+
+fn is_ip6(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 6
 }
 
 /// Sender and port (or identifier) of a packet.
