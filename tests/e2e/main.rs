@@ -5,6 +5,7 @@
 mod errors;
 mod faults;
 mod gateway;
+mod gateway6;
 mod operation;
 mod stun;
 mod support;

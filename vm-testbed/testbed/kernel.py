@@ -28,9 +28,9 @@ def build(state, topology):
     """Everything below the programs."""
     for namespace in state.namespaces:
         run("ip", "netns", "add", namespace)
-        settings(namespace, forwards=False)
+        settings(namespace, forwards=False, has_ip6=topology.has_ip6)
     for host in topology.with_role("plain"):
-        settings(state.namespace(host.name), forwards=True)
+        settings(state.namespace(host.name), forwards=True, has_ip6=topology.has_ip6)
     for link in topology.links:
         add_link(state, link)
     for network in topology.networks.values():
@@ -39,7 +39,7 @@ def build(state, topology):
         configure(state, host)
 
 
-def settings(namespace, forwards):
+def settings(namespace, forwards, has_ip6):
     values = {
         "net.ipv4.conf.all.rp_filter": 0,
         "net.ipv4.conf.default.rp_filter": 0,
@@ -47,9 +47,17 @@ def settings(namespace, forwards):
         # Tests provoke many errors, and each must be answered.
         "net.ipv4.icmp_ratelimit": 0,
         # No router solicitations and the like between packets that are counted.
-        "net.ipv6.conf.all.disable_ipv6": 1,
-        "net.ipv6.conf.default.disable_ipv6": 1,
+        "net.ipv6.conf.all.disable_ipv6": int(not has_ip6),
+        "net.ipv6.conf.default.disable_ipv6": int(not has_ip6),
     }
+    if has_ip6:
+        values |= {
+            "net.ipv6.conf.all.forwarding": int(forwards),
+            "net.ipv6.conf.default.accept_ra": 0,
+            "net.ipv6.conf.default.router_solicitations": 0,
+            "net.ipv6.conf.default.dad_transmits": 0,
+            "net.ipv6.icmp.ratelimit": 0,
+        }
     run("ip", "netns", "exec", namespace, "sysctl", "-qw", *(f"{key}={value}" for key, value in values.items()))
 
 
@@ -89,7 +97,11 @@ def configure(state, host):
     commands += [f"address add {interface.address} dev {interface.name}" for interface in host.interfaces]
     commands += [f"route add {route.to} via {route.via} dev {route.interface} src {host.address}"
                  for route in host.routes]
+    commands += [f"address add {address} dev {interface} nodad"
+                 for interface, address in host.ip6.get("addresses", {}).items()]
     run("ip", "-n", state.namespace(host.name), "-batch", "-", text="\n".join(commands) + "\n")
+    for to, via in host.ip6.get("routes", {}).items():
+        run("ip", "-6", "-n", state.namespace(host.name), "route", "add", to, "via", via)
 
 
 def existing():

@@ -6,7 +6,7 @@ Addresses are the same in every testbed, since each lives in namespaces of its o
     203.0.113.N        the same for a server (10, 20, 30, ...)
     192.168.0.N        the same for a host behind a gateway
     198.18.16.0/20     a /30 for each link, from here on
-    as the file says   networks (the management network)
+    as the file says   networks (the management network), and everything of IPv6 (a host's `ip6`)
 
 A host reaches another one only over links, and only `plain` hosts pass packets on: traffic has no way around the
 overlay. Hosts of the role `host` send everything to the gateway they have a link to.
@@ -35,6 +35,7 @@ class Host:
     address: str
     workers: int = 1
     config: dict = field(default_factory=dict)  # merged over the configuration file made for it
+    ip6: dict = field(default_factory=dict)  # addresses by interface, routes by destination
     interfaces: list = field(default_factory=list)
     routes: list = field(default_factory=list)
 
@@ -108,6 +109,10 @@ class Topology:
     def with_role(self, *roles):
         return [host for host in self.hosts.values() if host.role in roles]
 
+    @property
+    def has_ip6(self):
+        return any(host.ip6 for host in self.hosts.values())
+
     def neighbours(self):
         """Pairs of nodes with a link between them."""
         return [link.ends for link in self.links if all(self.hosts[end].is_node for end in link.ends)]
@@ -156,7 +161,8 @@ def build_host(topology, name, entry):
     where = f"hosts.{name}"
     if not NAME.fullmatch(name) or name == INFRASTRUCTURE:
         raise ValueError(f"{where}: a name is up to 15 of a-z, 0-9 and -, and not {INFRASTRUCTURE!r}")
-    only(entry, ("role", "address", "workers", "config"), where)
+    only(entry, ("role", "address", "workers", "config", "ip6"), where)
+    only(entry.get("ip6", {}), ("addresses", "routes"), f"{where}.ip6")
     role = entry.get("role")
     if role not in ROLES:
         raise ValueError(f"{where}: role must be one of {', '.join(ROLES)}")
@@ -164,7 +170,7 @@ def build_host(topology, name, entry):
     defaults = {"server": f"203.0.113.{10 * (servers + 1)}", "host": f"192.168.0.{inside + 1}"}
     address = entry.get("address", defaults.get(role, f"198.18.0.{len(topology.hosts) - servers - inside + 1}"))
     ipaddress.IPv4Address(address)
-    return Host(name, role, address, entry.get("workers", 1), entry.get("config", {}))
+    return Host(name, role, address, entry.get("workers", 1), entry.get("config", {}), entry.get("ip6", {}))
 
 
 def build_link(topology, number, entry):

@@ -1,0 +1,120 @@
+//! The gateway and hosts of IPv6: they reach servers of IPv6 by its outside address (NAPT66), and servers of IPv4 by
+//! their names in the well-known prefix (NAT64), with the programs that people use.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    thread,
+};
+
+use crate::support::{Testbed, WWW, noise, text};
+
+const OUTSIDE: &str = "198.18.1.1";
+const OUTSIDE6: &str = "2001:db8:ff::1";
+const WWW6: &str = "2001:db8:80::10";
+const DNS: &str = "203.0.113.20";
+const DNS6: &str = "2001:db8:53::20";
+/// WWW and DNS by their names in 64:ff9b::/96.
+const WWW64: &str = "64:ff9b::cb00:710a";
+const DNS64: &str = "64:ff9b::cb00:7114";
+
+fn run(testbed: &Testbed, host: &str, program: &[&str]) -> String {
+    let output = testbed.run(host, program);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    let drops = || testbed.netns(&["show", "gateway", "drops"]);
+    assert!(output.status.success(), "{program:?}: {said}\n{}", drops());
+    said
+}
+
+#[test]
+fn ping_curl_and_dig_reach_servers_of_both_families() {
+    let testbed = Testbed::up("programs6", "gateway6");
+    for host in ["alice", "bob"] {
+        for server in [WWW6, WWW64, DNS6, DNS64] {
+            let said = run(&testbed, host, &["ping", "-6", "-c", "20", "-i", "0.05", "-s", "1000", server]);
+            assert!(said.contains(" 0% packet loss"), "{said}");
+        }
+        // The other host, untranslated.
+        let other = if host == "alice" { "2001:db8:2::2" } else { "2001:db8:1::2" };
+        let said = run(&testbed, host, &["ping", "-6", "-c", "5", "-i", "0.05", other]);
+        assert!(said.contains(" 0% packet loss") && said.contains("ttl=63"), "{said}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), noise(7, 4 << 20)).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let www = WWW.to_string();
+    let serve = |address: &str| {
+        testbed.spawn("www", &["python3", "-m", "http.server", "8000", "--bind", address, "--directory", path])
+    };
+    let _servers = [serve(&www), serve(WWW6)];
+    let back = folder.path().join("back");
+    for server in [WWW6, WWW64] {
+        let url = format!("http://[{server}]:8000/file");
+        let options = ["-g", "-sS", "--retry", "20", "--retry-connrefused", "-o", back.to_str().unwrap(), &url];
+        run(&testbed, "alice", &[&["curl"], &options[..]].concat());
+        assert!(std::fs::read(&back).unwrap() == noise(7, 4 << 20), "the file came back changed from {server}");
+    }
+
+    for (server, at, seen) in [(DNS64, DNS, OUTSIDE), (DNS6, DNS6, OUTSIDE6)] {
+        let socket = testbed.udp("dns", SocketAddr::new(at.parse().unwrap(), 53));
+        let answered = thread::spawn(move || answer_one_question(&socket));
+        let said = run(&testbed, "bob", &["dig", "+noedns", "+tries=1", &format!("@{server}"), "example.org"]);
+        assert!(said.contains("NOERROR"), "{said}");
+        assert_eq!(answered.join().unwrap(), seen.parse::<IpAddr>().unwrap(), "servers see the gateway");
+    }
+}
+
+/// The same question, marked as an answer without records.
+fn answer_one_question(socket: &UdpSocket) -> IpAddr {
+    let mut buffer = [0; 512];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    buffer[2] |= 0x80;
+    socket.send_to(&buffer[..length], from).unwrap();
+    from.ip()
+}
+
+#[test]
+fn traceroute_shows_the_hops_and_routers_of_ipv4_have_names() {
+    let testbed = Testbed::up("hops6", "gateway6");
+    for (server, router) in [(WWW6, "2001:db8:f0::1"), (WWW64, "64:ff9b::c612:1")] {
+        let way = ["2001:db8:1::1", router, server].map(|hop| hop.parse::<Ipv6Addr>().unwrap());
+        for method in [&["-U"][..], &["-I"], &["-T", "-p", "80"]] {
+            let options = [&["traceroute", "-6", "-n", "-q", "1", "-w", "5"], method, &[server]].concat();
+            let said = text(&testbed.run("alice", &options).stdout);
+            let hop = |line: &str| line.split_whitespace().nth(1).and_then(|hop| hop.parse().ok());
+            let hops: Vec<Option<Ipv6Addr>> = said.lines().skip(1).map(hop).collect();
+            assert_eq!(hops, way.map(Some), "traceroute {method:?} {server}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_is_too_big_on_the_way_is_told_the_size_that_its_sender_counts_in() {
+    let testbed = Testbed::up("too-big6", "gateway6");
+    // The link to www carries 1400 bytes: of IPv4 1420, when it is IPv6 before.
+    for (server, mtu) in [(WWW6, 1400), (WWW64, 1420)] {
+        let ping = |packet: usize| {
+            let payload = (packet - 48).to_string();
+            let output = testbed.run("bob", &["ping", "-6", "-M", "do", "-c", "2", "-W", "5", "-s", &payload, server]);
+            (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+        };
+        let (_, said) = ping(mtu + 8);
+        assert!(said.contains(&format!("mtu={mtu}")) || said.contains(&format!("mtu: {mtu}")), "{server}: {said}");
+        let (is_answered, said) = ping(mtu);
+        assert!(is_answered, "{server}: {said}");
+    }
+}
+
+#[test]
+fn what_a_server_refuses_is_heard_at_once() {
+    let testbed = Testbed::up("refusals6", "gateway6");
+    for server in [WWW6, WWW64] {
+        let socket = testbed.udp("alice", (Ipv6Addr::UNSPECIFIED, 0));
+        socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7001)).unwrap();
+        socket.send(b"anyone?").unwrap();
+        let refused = socket.recv(&mut [0; 10]).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{server}");
+        let said = testbed.run("alice", &["nc", "-6", "-w", "5", "-z", "-v", server, "7001"]);
+        assert!(text(&said.stderr).contains("refused"), "{server}: {}", text(&said.stderr));
+    }
+}
