@@ -13,8 +13,12 @@
  *   on an outside interface of a gateway: what comes from networks that are exempt from translation, and is
  *     not for this machine itself
  *
+ * The same of IPv6, where the node translates that: UDP, TCP, echo replies and errors to its outside addresses, what
+ * inside hosts want routed on (the NAT64 prefix included), and what comes from exempt networks. Neighbour discovery,
+ * multicast and what is of one link alone are the kernel's, and so is what has extension headers and is for us.
+ *
  * It decides; it does not validate. Checksums and everything behind the fields it reads are the worker's business. What
- * it cannot read (cut short, no IPv4, behind a VLAN tag) is the kernel's.
+ * it cannot read (cut short, no IP, behind a VLAN tag) is the kernel's.
  *
  * Where no socket is bound to the queue the packet goes to the kernel too.
  */
@@ -49,6 +53,9 @@ const volatile u8 realm = NEITHER;
 
 /* The node translates: fragments without ports may be its. */
 const volatile u8 takes_fragments = 0;
+
+/* The node translates IPv6: without that the kernel has all of it. */
+const volatile u8 takes_ip6 = 0;
 
 /* Addresses and ports in keys are in network byte order; where the value is a u8 it says nothing. */
 
@@ -103,6 +110,38 @@ struct {
 	__type(value, u8);
 } exempt SEC(".maps");
 
+struct ip6_address {
+	u32 words[4];
+};
+
+/* The same four of IPv6. No port is forwarded there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct ip6_address);
+	__type(value, struct range);
+} addresses6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct ip6_address);
+	__type(value, u8);
+} local6 SEC(".maps");
+
+struct prefix6 {
+	u32 length;
+	struct ip6_address address;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix6);
+	__type(value, u8);
+} exempt6 SEC(".maps");
+
 /* What fragments of one packet have in common (RFC 791). */
 struct packet_id {
 	u32 source;
@@ -154,6 +193,15 @@ struct ip4 {
 	u32 destination;
 } __attribute__((packed));
 
+struct ip6 {
+	u32 version_class_and_label;
+	u16 payload_length;
+	u8 next_header;
+	u8 hop_limit;
+	struct ip6_address source;
+	struct ip6_address destination;
+} __attribute__((packed));
+
 /* The start of UDP and of TCP. */
 struct ports {
 	u16 source;
@@ -170,6 +218,7 @@ struct icmp {
 
 enum {
 	ETHERTYPE_IP4 = 0x0800,
+	ETHERTYPE_IP6 = 0x86dd,
 	FRAGMENT_OFFSET = 0x1fff,
 	MORE_FRAGMENTS = 0x2000,
 	MULTICAST_FIRST = 224, /* first byte of the addresses from 224.0.0.0 on: multicast, reserved, broadcast */
@@ -184,6 +233,11 @@ enum {
 	ICMP_ECHO_REQUEST = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER_PROBLEM = 12,
+	PROTOCOL_ICMP6 = 58,
+	ICMP6_UNREACHABLE = 1,
+	ICMP6_PARAMETER_PROBLEM = 4,
+	ICMP6_ECHO_REQUEST = 128,
+	ICMP6_ECHO_REPLY = 129,
 };
 
 /* What is reserved of an address; none: it is not ours. */
@@ -338,6 +392,115 @@ static __always_inline enum verdict classify_transit(const struct ethernet *ethe
 	return bpf_map_lookup_elem(&exempt, &source) ? XSK_EXEMPT : PASS_ADDRESS;
 }
 
+/* What is reserved of an address of IPv6; none: it is not ours. */
+static __always_inline const struct range *our_range6(struct ip6_address address)
+{
+	return bpf_map_lookup_elem(&addresses6, &address);
+}
+
+/* fe80::/10, by the first two bytes. */
+static __always_inline int is_link_local6(struct ip6_address address)
+{
+	return (address.words[0] & 0xc0ff) == 0x80fe;
+}
+
+static __always_inline int is_multicast6(struct ip6_address address)
+{
+	return (address.words[0] & 0xff) == 0xff;
+}
+
+/* The packet an ICMPv6 error is about begins at `ip` and `bytes` of it are quoted; is it one we sent? */
+static __always_inline enum verdict classify_quote6(const struct ip6 *ip, u32 bytes, const void *end)
+{
+	const void *transport = ip + 1;
+
+	if (bytes < sizeof(*ip) + QUOTED_BYTES || transport + QUOTED_BYTES > end)
+		return PASS_MALFORMED;
+	const struct range *range = our_range6(ip->source);
+
+	if (!range)
+		return PASS_ICMP_QUOTE;
+	if (ip->next_header == PROTOCOL_UDP || ip->next_header == PROTOCOL_TCP) {
+		const struct ports *ports = transport;
+
+		return is_reserved(range, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
+	}
+	if (ip->next_header == PROTOCOL_ICMP6) {
+		const struct icmp *icmp = transport;
+
+		return icmp->type == ICMP6_ECHO_REQUEST && is_reserved(range, icmp->identifier) ? XSK_ICMP_ERROR
+												 : PASS_ICMP_QUOTE;
+	}
+	return PASS_ICMP_QUOTE;
+}
+
+/* A packet to one of our addresses; its transport header and all of its `bytes` are at `transport`. */
+static __always_inline enum verdict classify_ours6(const struct range *range, u8 protocol, const void *transport,
+						   u32 bytes, const void *end)
+{
+	const struct ports *ports = transport;
+	const struct icmp *icmp = transport;
+
+	switch (protocol) {
+	case PROTOCOL_UDP:
+		if (bytes < UDP_HEADER_BYTES || transport + UDP_HEADER_BYTES > end)
+			return PASS_MALFORMED;
+		return is_reserved(range, ports->destination) ? XSK_UDP : PASS_PORT;
+	case PROTOCOL_TCP:
+		if (bytes < TCP_HEADER_BYTES || transport + TCP_HEADER_BYTES > end)
+			return PASS_MALFORMED;
+		return is_reserved(range, ports->destination) ? XSK_TCP : PASS_PORT;
+	case PROTOCOL_ICMP6:
+		if (bytes < sizeof(*icmp) || (const void *)(icmp + 1) > end)
+			return PASS_MALFORMED;
+		if (icmp->type == ICMP6_ECHO_REPLY)
+			return is_reserved(range, icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
+		if (icmp->type < ICMP6_UNREACHABLE || icmp->type > ICMP6_PARAMETER_PROBLEM)
+			return PASS_ICMP_TYPE;
+		return classify_quote6((const void *)(icmp + 1), bytes - sizeof(*icmp), end);
+	default:
+		return PASS_PROTOCOL;
+	}
+}
+
+static __always_inline enum verdict classify6(const struct ethernet *ethernet, const void *end)
+{
+	const struct ip6 *ip = (const void *)(ethernet + 1);
+
+	if (!takes_ip6)
+		return PASS_NOT_IPV4;
+	if ((const void *)(ip + 1) > end || (ip->version_class_and_label & 0xf0) != 0x60)
+		return PASS_MALFORMED;
+	u32 bytes = bpf_ntohs(ip->payload_length);
+
+	if ((const void *)(ip + 1) + bytes > end)
+		return PASS_MALFORMED;
+	if (ethernet->destination[0] & 1 || is_multicast6(ip->destination))
+		return PASS_NOT_UNICAST;
+	if (is_link_local6(ip->destination) || is_link_local6(ip->source))
+		return PASS_LOCAL;
+	const struct range *range = our_range6(ip->destination);
+
+	if (range && realm != INSIDE)
+		return classify_ours6(range, ip->next_header, ip + 1, bytes, end);
+	if (realm == NEITHER)
+		return PASS_ADDRESS;
+
+	struct ip6_address destination = ip->destination;
+
+	/* An outside address is local, too; by its NAT's ports one inside host reaches another. */
+	if (range && classify_ours6(range, ip->next_header, ip + 1, bytes, end) < PASS_NOT_IPV4)
+		return XSK_ROUTED;
+	if (bpf_map_lookup_elem(&local6, &destination))
+		return PASS_LOCAL;
+	if (realm == INSIDE)
+		return XSK_ROUTED;
+
+	struct prefix6 source = { .length = 128, .address = ip->source };
+
+	return bpf_map_lookup_elem(&exempt6, &source) ? XSK_EXEMPT : PASS_ADDRESS;
+}
+
 static __always_inline enum verdict classify(const void *data, const void *end)
 {
 	const struct ethernet *ethernet = data;
@@ -345,6 +508,8 @@ static __always_inline enum verdict classify(const void *data, const void *end)
 
 	if ((const void *)ip > end)
 		return PASS_MALFORMED;
+	if (ethernet->type == bpf_htons(ETHERTYPE_IP6))
+		return classify6(ethernet, end);
 	if (ethernet->type != bpf_htons(ETHERTYPE_IP4))
 		return PASS_NOT_IPV4;
 

@@ -58,7 +58,9 @@ impl GatewayState {
         Transit {
             forwarded: self.config.mappings.iter().map(StaticMapping::place).collect(),
             local,
+            local6: self.addresses6.iter().map(|local| local.address).collect(),
             exempt: self.config.exempt.clone(),
+            exempt6: self.config.exempt6.clone(),
         }
     }
 }

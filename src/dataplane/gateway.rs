@@ -5,10 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{
-    forwarding::{Prefix, Prefix6},
-    nat::Prefix64,
-};
+use super::forwarding::{Prefix, Prefix6};
 
 /// Whose side of the gateway an interface is on (RFC 2663: the realm).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,10 +64,6 @@ pub struct Gateway {
     pub routers6: Vec<Option<Ipv6Addr>>,
     /// Outside addresses.
     pub addresses: Vec<OutsideAddress>,
-    /// Those of IPv6.
-    pub addresses6: Vec<OutsideAddress6>,
-    /// Destinations that are IPv4 addresses by another name.
-    pub nat64: Option<Prefix64>,
     /// Destinations that see inside hosts as they are.
     pub exempt: Vec<Prefix>,
     /// Those of IPv6.
@@ -136,6 +129,10 @@ pub struct Transit {
     pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
     /// Every address of this machine, those of networks and broadcasts included: what goes there is not routed on.
     pub local: Vec<Ipv4Addr>,
+    /// The same of IPv6, but for those of one link alone.
+    pub local6: Vec<Ipv6Addr>,
     /// Networks that are routed to and from without translation, at most 1024.
     pub exempt: Vec<Prefix>,
+    /// The same of IPv6.
+    pub exempt6: Vec<Prefix6>,
 }

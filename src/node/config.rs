@@ -331,14 +331,23 @@ impl NodeConfig {
         compare("node.pin", *pin == new.pin);
         compare("node.socket", *socket == new.socket);
         compare("limits", *limits == new.limits);
-        let (addresses, gateway_addresses) = (new.nat.addresses.clone(), new.nat.gateway.clone());
-        compare("nat", NatConfig { addresses, gateway: gateway_addresses, ..nat.clone() } == new.nat);
+        let with_new_addresses = NatConfig {
+            addresses: new.nat.addresses.clone(),
+            gateway: new.nat.gateway.clone(),
+            addresses6: new.nat.addresses6.clone(),
+            nat64: new.nat.nat64,
+            ..nat.clone()
+        };
+        compare("nat", with_new_addresses == new.nat);
         compare("exit", (deny, allow) == (&new.deny, &new.allow));
         if let (Some(gateway), Some(new)) = (gateway, &new.gateway) {
-            let GatewayConfig { inside, outside, addresses, exempt: _, mappings: _ } = gateway;
+            let GatewayConfig { inside, outside, addresses, addresses6, nat64, exempt: _, exempt6: _, mappings: _ } =
+                gateway;
             compare("gateway.inside", *inside == new.inside);
             compare("gateway.outside", *outside == new.outside);
             compare("gateway.addresses or gateway.ports", *addresses == new.addresses);
+            compare("gateway.addresses6", *addresses6 == new.addresses6);
+            compare("gateway.nat64_prefix", *nat64 == new.nat64);
         }
         compare("[gateway]", gateway.is_some() == new.gateway.is_some());
         differences
@@ -504,7 +513,11 @@ fn read_limits(file: &ConfigFile, table: &LimitsTable) -> Result<NodeLimits, Con
     })
 }
 
-fn read_prefixes(file: &ConfigFile, field: &str, values: &[Spanned<String>]) -> Result<Vec<Prefix>, ConfigError> {
+fn read_prefixes<P: std::str::FromStr<Err = String>>(
+    file: &ConfigFile,
+    field: &str,
+    values: &[Spanned<String>],
+) -> Result<Vec<P>, ConfigError> {
     values.iter().map(|v| v.get_ref().parse().map_err(|message: String| file.error(field, v.span(), message))).collect()
 }
 

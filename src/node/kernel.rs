@@ -29,12 +29,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netlink_packet_route::AddressFamily;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-pub use host::{interface_by_name, local_addresses, rx_queues};
+pub use host::{interface_by_name, local_addresses, local_addresses6, rx_queues};
 pub use ports::{ReservedPorts, release_ports, reserve_ports};
 
 use self::{
@@ -329,7 +330,8 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     fn dump(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
         let links = host::links(&mut self.requests)?;
         self.mirror.on_links(&links, events);
-        let neighbours = self.requests.neighbours()?;
+        let mut neighbours = self.requests.neighbours(AddressFamily::Inet)?;
+        neighbours.extend(self.requests.neighbours(AddressFamily::Inet6)?);
         self.mirror.on_neighbours(&neighbours, self.now(), events);
         self.dump_routes(events)
     }
@@ -337,10 +339,14 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     fn dump_routes(&mut self, events: &mut Vec<KernelEvent>) -> Result<(), KernelError> {
         self.routes_dumped = self.now();
         self.is_routes_stale = false;
-        let addresses = self.requests.addresses()?;
-        self.mirror.on_addresses(&addresses, events);
-        let routes = self.requests.routes(|message| parse_route(message, self.mirror.interfaces()))?;
+        let addresses = self.requests.addresses(AddressFamily::Inet)?;
+        let addresses6 = self.requests.addresses(AddressFamily::Inet6)?;
+        self.mirror.on_addresses(&addresses, &addresses6, events);
+        let interfaces = self.mirror.interfaces();
+        let routes = self.requests.routes(AddressFamily::Inet, |message| parse_route(message, interfaces))?;
+        let routes6 = self.requests.routes(AddressFamily::Inet6, |message| parse_route(message, interfaces))?;
         self.mirror.on_routes(routes.into_iter().flatten().collect(), events);
+        self.mirror.on_routes6(routes6.into_iter().flatten().collect(), events);
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{
@@ -69,7 +69,7 @@ pub enum NodeError {
         /// Where it was read.
         field: &'static str,
         /// As configured.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// The kernel could not be asked about interfaces and routes.
     #[error(transparent)]
@@ -138,7 +138,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
             gateway_claims.push(PortClaim::new(&claims, &config.name, outside.address, ports)?);
         }
     }
-    check_addresses(&config, &kernel::local_addresses()?)?;
+    check_addresses(&config, &kernel::local_addresses()?, &kernel::local_addresses6()?)?;
     let network = Network::bind(&config)?;
     let (control, inputs) = control_thread::inputs();
     let (to_control, removed, names) = (control.clone(), end.clone(), config.interfaces.clone());
@@ -159,7 +159,13 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     addresses.extend(gateway.addresses.iter().filter(|outside| outside.address != config.address));
     let is_exit = config.overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
     let takes_fragments = is_exit || config.gateway.is_some();
-    let reserved = Reserved { addresses, takes_fragments, transit: Transit::default() };
+    let reserved = Reserved {
+        addresses,
+        addresses6: config.nat.addresses6.clone(),
+        takes_ip6: config.nat.has_ip6(),
+        takes_fragments,
+        transit: Transit::default(),
+    };
     let mut attached = Vec::new();
     for (number, name) in config.interfaces.iter().enumerate() {
         attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);
@@ -185,10 +191,16 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     }
 }
 
-fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr]) -> Result<(), NodeError> {
+fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr], local6: &[Ipv6Addr]) -> Result<(), NodeError> {
     let outside = config.gateway.iter().flat_map(|gateway| &gateway.addresses);
     let all = outside.map(|outside| ("gateway.addresses", outside.address));
-    match std::iter::once(("node.address", config.address)).chain(all).find(|(_, address)| !local.contains(address)) {
+    let mut all = std::iter::once(("node.address", config.address)).chain(all);
+    let missing = all.find(|(_, address)| !local.contains(address)).map(|(field, address)| (field, address.into()));
+    let missing6 = || {
+        let missing = config.nat.addresses6.iter().find(|outside| !local6.contains(&outside.address))?;
+        Some(("gateway.addresses6", missing.address.into()))
+    };
+    match missing.or_else(missing6) {
         Some((field, address)) => Err(NodeError::NotLocal { field, address }),
         None => Ok(()),
     }
@@ -493,7 +505,9 @@ mod tests {
 
     #[test]
     fn only_what_a_file_can_correct_is_an_error_of_the_configuration() {
-        assert!(NodeError::NotLocal { field: "node.address", address: Ipv4Addr::LOCALHOST }.is_configuration());
+        assert!(
+            NodeError::NotLocal { field: "node.address", address: IpAddr::from([127, 0, 0, 1]) }.is_configuration()
+        );
         assert!(!NodeError::Ended("worker-0".into()).is_configuration());
     }
 }

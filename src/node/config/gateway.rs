@@ -1,6 +1,6 @@
 //! The table `[gateway]`: whose packets are routed and translated, and to what.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -9,8 +9,9 @@ use super::{PortRange, read_interface_names, read_prefixes};
 use crate::{
     config_file::{ConfigError, ConfigFile},
     dataplane::{
-        forwarding::Prefix,
-        gateway::{Gateway, OutsideAddress, Realm, StaticMapping},
+        forwarding::{Prefix, Prefix6},
+        gateway::{Gateway, OutsideAddress, OutsideAddress6, Realm, StaticMapping},
+        nat::Prefix64,
     },
     limits::{OUTSIDE_ADDRESSES_MAX, PORT_MAPPINGS_MAX},
     wire::ip4,
@@ -25,8 +26,14 @@ pub struct GatewayConfig {
     pub outside: Vec<String>,
     /// What servers see.
     pub addresses: Vec<OutsideAddress>,
+    /// The same of IPv6.
+    pub addresses6: Vec<OutsideAddress6>,
+    /// Where the IPv4 internet is for hosts that speak IPv6.
+    pub nat64: Option<Prefix64>,
     /// Destinations that are routed to without translation.
     pub exempt: Vec<Prefix>,
+    /// The same of IPv6.
+    pub exempt6: Vec<Prefix6>,
     /// Forwarded ports.
     pub mappings: Vec<StaticMapping>,
 }
@@ -39,7 +46,12 @@ pub(super) struct Table {
     addresses: Option<Spanned<Vec<Spanned<String>>>>,
     ports: Option<Spanned<String>>,
     #[serde(default)]
+    addresses6: Vec<Spanned<String>>,
+    nat64_prefix: Option<Spanned<String>>,
+    #[serde(default)]
     exempt: Vec<Spanned<String>>,
+    #[serde(default)]
+    exempt6: Vec<Spanned<String>>,
     #[serde(default)]
     mapping: Vec<MappingTable>,
 }
@@ -71,7 +83,23 @@ impl GatewayConfig {
         let reserved =
             [control.map(|at| (*at.ip(), at.port())), own.first.checked_sub(1).map(|data| (own.address, data))];
         let mappings = read_mappings(file, &table.mapping, &addresses, &reserved)?;
-        Ok(Self { inside, outside, addresses, exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?, mappings })
+        Ok(Self {
+            inside,
+            outside,
+            addresses,
+            addresses6: read_addresses6(file, &table.addresses6, own)?,
+            nat64: match &table.nat64_prefix {
+                Some(prefix) => Some(file.parse_field(
+                    "gateway.nat64_prefix",
+                    prefix,
+                    "a prefix of 32, 40, 48, 56, 64 or 96 bits, like 64:ff9b::/96",
+                )?),
+                None => None,
+            },
+            exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?,
+            exempt6: read_prefixes(file, "gateway.exempt6", &table.exempt6)?,
+            mappings,
+        })
     }
 
     /// The same for the workers, who know interfaces by their place in `interfaces`.
@@ -87,6 +115,7 @@ impl GatewayConfig {
             realms: interfaces.iter().map(realm_of).collect(),
             addresses: self.addresses.clone(),
             exempt: self.exempt.clone(),
+            exempt6: self.exempt6.clone(),
             mappings,
             ..Gateway::default()
         }
@@ -136,6 +165,35 @@ fn read_addresses(file: &ConfigFile, table: &Table, own: OutsideAddress) -> Resu
             Err(file.error("gateway.addresses", names.span(), message))
         }
     }
+}
+
+/// The machine's own addresses, so their ports are those that the kernel keeps away from: `own`'s.
+fn read_addresses6(
+    file: &ConfigFile,
+    names: &[Spanned<String>],
+    own: OutsideAddress,
+) -> Result<Vec<OutsideAddress6>, ConfigError> {
+    let mut addresses: Vec<OutsideAddress6> = Vec::new();
+    for name in names {
+        let address: Ipv6Addr = file.parse_field("gateway.addresses6", name, "an IPv6 address, like 2001:db8::1")?;
+        let refuse = |why: &str| Err(file.error("gateway.addresses6", name.span(), format!("{address} {why}")));
+        if address.is_unspecified()
+            || address.is_multicast()
+            || address.is_loopback()
+            || address.is_unicast_link_local()
+            || address.to_ipv4_mapped().is_some()
+        {
+            return refuse("is not allowed: one of the machine's own addresses");
+        }
+        if addresses.iter().any(|known| known.address == address) {
+            return refuse("is given twice");
+        }
+        if addresses.len() == OUTSIDE_ADDRESSES_MAX {
+            return refuse(&format!("is one too many: {OUTSIDE_ADDRESSES_MAX} addresses at most"));
+        }
+        addresses.push(OutsideAddress6 { address, first: own.first, last: own.last });
+    }
+    Ok(addresses)
 }
 
 fn read_mappings(
@@ -262,11 +320,31 @@ outside = ["OUT"]
             ),
             (
                 "inner = 1",
-                "8: gateway.inner: unknown field `inner`, expected one of `inside`, `outside`, `addresses`, `ports`, `exempt`, `mapping`",
+                "8: gateway.inner: unknown field `inner`, expected one of `inside`, `outside`, `addresses`, `ports`, `addresses6`, `nat64_prefix`, `exempt`, `exempt6`, `mapping`",
+            ),
+            ("addresses6 = [\"::1\"]", "8: gateway.addresses6: ::1 is not allowed: one of the machine's own addresses"),
+            (
+                "addresses6 = [\"192.0.2.1\"]",
+                "8: gateway.addresses6: '192.0.2.1' is not an IPv6 address, like 2001:db8::1",
+            ),
+            ("addresses6 = [\"2001:db8::1\", \"2001:db8:0::1\"]", "8: gateway.addresses6: 2001:db8::1 is given twice"),
+            (
+                "nat64_prefix = \"64:ff9b::/95\"",
+                "8: gateway.nat64_prefix: '64:ff9b::/95' is not a prefix of 32, 40, 48, 56, 64 or 96 bits, like 64:ff9b::/96",
+            ),
+            (
+                "exempt6 = [\"2001:db8::1/32\"]",
+                "8: gateway.exempt6: '2001:db8::1/32' has bits set after its prefix length; did you mean 2001:db8::/32?",
             ),
         ] {
             assert_eq!(read(more).unwrap_err(), format!("node.toml:{complaint}"));
         }
+        let six = "addresses6 = [\"2001:db8::1\"]\nnat64_prefix = \"64:ff9b::/96\"\nexempt6 = [\"2001:db8:9::/48\"]\n";
+        let config = read(six).unwrap();
+        let gateway = config.gateway.unwrap();
+        let outside = OutsideAddress6 { address: "2001:db8::1".parse().unwrap(), first: 40_001, last: 49_999 };
+        assert_eq!((&config.nat.addresses6, config.nat.nat64), (&vec![outside], Some(Prefix64::WELL_KNOWN)));
+        assert_eq!(gateway.resolve(&[]).exempt6, ["2001:db8:9::/48".parse().unwrap()]);
         let good = "[[gateway.mapping]]\nprotocol = \"tcp\"\noutside = \"192.0.2.1:80\"\ninside = \"10.0.0.2:8080\"\n";
         assert_eq!(read(good).unwrap().gateway.unwrap().mappings.len(), 1);
         for (old, new, complaint) in [

@@ -60,7 +60,11 @@ pub(super) fn read(
     gateway: Option<&GatewayConfig>,
 ) -> Result<NatConfig, ConfigError> {
     let default = match gateway {
-        Some(gateway) => NatConfig::new(own).with_gateway(&gateway.addresses),
+        Some(gateway) => NatConfig {
+            addresses6: gateway.addresses6.clone(),
+            nat64: gateway.nat64,
+            ..NatConfig::new(own).with_gateway(&gateway.addresses)
+        },
         None => NatConfig::new(own),
     };
     let is_endpoint_dependent = table.mapping == Mapping::EndpointDependent;

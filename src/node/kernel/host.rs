@@ -1,10 +1,15 @@
 //! Questions asked once, at the start of a node: interfaces, addresses, queues.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use netlink_packet_route::AddressFamily;
 
 use super::{
     KernelError,
-    mirror::{Link, parse_local_address},
+    mirror::{Link, of_family, parse_local_address},
     netlink::Requests,
 };
 use crate::dataplane::forwarding::Interface;
@@ -16,7 +21,14 @@ pub fn interface_by_name(name: &str) -> Result<Interface, KernelError> {
 
 /// Every IPv4 address configured on this host (in this network namespace).
 pub fn local_addresses() -> Result<Vec<Ipv4Addr>, KernelError> {
-    Ok(Requests::open()?.addresses()?.iter().filter_map(parse_local_address).collect())
+    let all = Requests::open()?.addresses(AddressFamily::Inet)?;
+    Ok(all.iter().filter_map(parse_local_address).filter_map(of_family).collect())
+}
+
+/// Every IPv6 address.
+pub fn local_addresses6() -> Result<Vec<Ipv6Addr>, KernelError> {
+    let all = Requests::open()?.addresses(AddressFamily::Inet6)?;
+    Ok(all.iter().filter_map(parse_local_address).filter_map(of_family).collect())
 }
 
 /// Number of RX queues of the interface called `name`: an AF_XDP socket is bound to each.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use netlink_packet_route::{
@@ -19,7 +19,8 @@ use crate::{
     Nanos, SECOND,
     control::{KernelEvent, LocalAddress},
     dataplane::{
-        forwarding::{Interface, Prefix, Route},
+        address::Address,
+        forwarding::{Interface, Prefix, Prefix6, Route},
         route_table::NOWHERE,
     },
     wire::ethernet::Mac,
@@ -106,26 +107,80 @@ fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(IpAd
     Some((address, entry))
 }
 
-/// What `message` says, one [`Route`] for each next hop; none where it is of no use to us: IPv6, not of the main table,
-/// for one type of service, or dead. A route that forbids its destinations (blackhole, unreachable, prohibit) and one
+/// A family of addresses as netlink has it.
+pub(super) trait Family: Address {
+    const FAMILY: AddressFamily;
+
+    fn of(address: IpAddr) -> Option<Self>;
+
+    fn of_route(address: &RouteAddress) -> Option<Self>;
+
+    fn of_via(via: &RouteVia) -> Option<Self>;
+
+    /// The prefix of the first `length` bits; `None`: there are not that many, or nothing of it leaves its link.
+    fn prefix(self, length: u8) -> Option<Prefix<Self>>;
+}
+
+impl Family for Ipv4Addr {
+    const FAMILY: AddressFamily = AddressFamily::Inet;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        if let IpAddr::V4(address) = address { Some(address) } else { None }
+    }
+
+    fn of_route(address: &RouteAddress) -> Option<Self> {
+        if let RouteAddress::Inet(address) = address { Some(*address) } else { None }
+    }
+
+    fn of_via(via: &RouteVia) -> Option<Self> {
+        if let RouteVia::Inet(address) = via { Some(*address) } else { None }
+    }
+
+    fn prefix(self, length: u8) -> Option<Prefix> {
+        (length <= 32).then(|| Prefix::new(self, length))
+    }
+}
+
+impl Family for Ipv6Addr {
+    const FAMILY: AddressFamily = AddressFamily::Inet6;
+
+    fn of(address: IpAddr) -> Option<Self> {
+        if let IpAddr::V6(address) = address { Some(address) } else { None }
+    }
+
+    fn of_route(address: &RouteAddress) -> Option<Self> {
+        if let RouteAddress::Inet6(address) = address { Some(*address) } else { None }
+    }
+
+    fn of_via(via: &RouteVia) -> Option<Self> {
+        if let RouteVia::Inet6(address) = via { Some(*address) } else { None }
+    }
+
+    fn prefix(self, length: u8) -> Option<Prefix6> {
+        let is_of_one_link = self.is_unicast_link_local() || self.is_multicast();
+        (length <= 128 && !is_of_one_link).then(|| Prefix6::of(self, length))
+    }
+}
+
+/// What `message` says, one [`Route`] for each next hop; none where it is of no use to us: not of the main table, for one type of service, or dead. A route that forbids its destinations (blackhole, unreachable, prohibit) and one
 /// that leaves by a way that is not ours leads [`NOWHERE`]: without it a shorter prefix would take its packets.
-pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> Option<Vec<Route>> {
+pub(super) fn parse_route<A: Family>(message: &RouteMessage, interfaces: &[Interface]) -> Option<Vec<Route<A>>> {
     let header = &message.header;
     let is_forbidding = matches!(header.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit);
-    if header.address_family != AddressFamily::Inet
+    if header.address_family != A::FAMILY
         || !(is_forbidding || header.kind == RouteType::Unicast)
         || header.tos != 0
         || header.flags.contains(RouteFlags::Dead)
-        || header.destination_prefix_length > 32
+        || header.flags.contains(RouteFlags::Cloned)
     {
         return None;
     }
     let mut table = u32::from(header.table);
-    let (mut destination, mut metric, mut next_hops) = (Ipv4Addr::UNSPECIFIED, 0, None);
+    let (mut destination, mut metric, mut next_hops) = (A::UNSPECIFIED, 0, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Destination(address) => destination = A::of_route(address)?,
             RouteAttribute::Priority(value) => metric = *value,
             RouteAttribute::MultiPath(hops) => next_hops = Some(hops),
             _ => {}
@@ -146,25 +201,24 @@ pub(super) fn parse_route(message: &RouteMessage, interfaces: &[Interface]) -> O
     if ways.is_empty() {
         ways.push((NOWHERE, None));
     }
-    let prefix = Prefix::new(destination, header.destination_prefix_length);
+    let prefix = destination.prefix(header.destination_prefix_length)?;
     Some(ways.into_iter().map(|(interface, gateway)| Route { prefix, gateway, interface, metric }).collect())
 }
 
 /// Our number of the interface, and the gateway if there is one.
-fn parse_next_hop(
+fn parse_next_hop<A: Family>(
     attributes: &[RouteAttribute],
     index: Option<u32>,
     interfaces: &[Interface],
-) -> Option<(u8, Option<Ipv4Addr>)> {
+) -> Option<(u8, Option<A>)> {
     let (mut index, mut gateway) = (index, None);
     for attribute in attributes {
         match attribute {
             RouteAttribute::Oif(value) => index = Some(*value),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) | RouteAttribute::Via(RouteVia::Inet(address)) => {
-                gateway = Some(*address);
-            }
-            // An IPv6 gateway (RFC 8950) or a tunnel is nothing we could send to.
-            RouteAttribute::Via(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
+            // A gateway of the other family (RFC 8950) or a tunnel is nothing we could send to.
+            RouteAttribute::Gateway(address) => gateway = Some(A::of_route(address)?),
+            RouteAttribute::Via(via) => gateway = Some(A::of_via(via)?),
+            RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
             _ => {}
         }
     }
@@ -173,12 +227,16 @@ fn parse_next_hop(
 }
 
 /// The address that `message` configures on this host.
-pub(super) fn parse_local_address(message: &AddressMessage) -> Option<Ipv4Addr> {
+pub(super) fn parse_local_address(message: &AddressMessage) -> Option<IpAddr> {
     // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is ours wherever it is given.
     let of = |select: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(select);
-    let address = of(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
-        .or_else(|| of(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))?;
-    if let IpAddr::V4(address) = address { Some(address) } else { None }
+    of(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
+        .or_else(|| of(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))
+}
+
+/// The address where it is of this family.
+pub(super) fn of_family<A: Family>(address: IpAddr) -> Option<A> {
+    A::of(address)
 }
 
 /// A neighbour in the mirror; one that failed is not kept.
@@ -197,14 +255,16 @@ enum Neighbour {
 pub(super) struct Mirror {
     interfaces: Vec<Interface>,
     routes: Option<Vec<Route>>,
+    routes6: Option<Vec<Route<Ipv6Addr>>>,
     addresses: Option<Vec<LocalAddress>>,
+    addresses6: Option<Vec<LocalAddress<Ipv6Addr>>>,
     neighbours: HashMap<(u8, IpAddr), Neighbour>,
 }
 
 impl Mirror {
     /// A mirror of nothing but `interfaces`, in the driver's order.
     pub(super) fn new(interfaces: Vec<Interface>) -> Self {
-        Self { interfaces, routes: None, addresses: None, neighbours: HashMap::new() }
+        Self { interfaces, routes: None, routes6: None, addresses: None, addresses6: None, neighbours: HashMap::new() }
     }
 
     pub(super) fn interfaces(&self) -> &[Interface] {
@@ -346,19 +406,37 @@ impl Mirror {
         }
     }
 
-    /// All addresses as they are now.
-    pub(super) fn on_addresses(&mut self, all: &[AddressMessage], events: &mut Vec<KernelEvent>) {
-        let addresses: Vec<_> = all.iter().filter_map(|message| self.parse_address(message)).collect();
+    /// The same of IPv6.
+    pub(super) fn on_routes6(&mut self, routes: Vec<Route<Ipv6Addr>>, events: &mut Vec<KernelEvent>) {
+        if self.routes6.as_ref() != Some(&routes) {
+            self.routes6 = Some(routes.clone());
+            events.push(KernelEvent::Routes6(routes));
+        }
+    }
+
+    /// All addresses of both families as they are now.
+    pub(super) fn on_addresses(
+        &mut self,
+        all: &[AddressMessage],
+        all6: &[AddressMessage],
+        events: &mut Vec<KernelEvent>,
+    ) {
+        let addresses: Vec<_> = all.iter().filter_map(|message| self.parse_address::<Ipv4Addr>(message)).collect();
         if self.addresses.as_ref() != Some(&addresses) {
             self.addresses = Some(addresses.clone());
             events.push(KernelEvent::Addresses(addresses));
         }
+        let addresses: Vec<_> = all6.iter().filter_map(|message| self.parse_address::<Ipv6Addr>(message)).collect();
+        if self.addresses6.as_ref() != Some(&addresses) {
+            self.addresses6 = Some(addresses.clone());
+            events.push(KernelEvent::Addresses6(addresses));
+        }
     }
 
-    fn parse_address(&self, message: &AddressMessage) -> Option<LocalAddress> {
-        let address = parse_local_address(message)?;
+    fn parse_address<A: Family>(&self, message: &AddressMessage) -> Option<LocalAddress<A>> {
+        let address: A = of_family(parse_local_address(message)?)?;
         let number = self.interfaces.iter().position(|interface| interface.index == message.header.index);
-        let network = Prefix::new(address, message.header.prefix_len.min(32));
+        let network = address.prefix(message.header.prefix_len.min(A::LENGTH))?;
         Some(LocalAddress { interface: number.map(|number| number as u8), address, network })
     }
 
@@ -456,7 +534,7 @@ mod tests {
         message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 0))));
         message.attributes.push(RouteAttribute::Priority(42));
         assert_eq!(
-            parse_route(&message, &interfaces()).unwrap(),
+            parse_route::<Ipv4Addr>(&message, &interfaces()).unwrap(),
             [Route { prefix: "192.0.2.0/24".parse().unwrap(), gateway: Some(GATEWAY), interface: 1, metric: 42 }]
         );
     }
@@ -482,7 +560,7 @@ mod tests {
         let nowhere = |change: fn(&mut RouteMessage)| {
             let mut message = route(to_gateway(7));
             change(&mut message);
-            let parsed = parse_route(&message, &interfaces()).unwrap();
+            let parsed = parse_route::<Ipv4Addr>(&message, &interfaces()).unwrap();
             assert_eq!(
                 parsed.iter().map(|route| (route.interface, route.gateway)).collect::<Vec<_>>(),
                 [(NOWHERE, None)]
@@ -501,7 +579,7 @@ mod tests {
         let changed = |change: fn(&mut RouteMessage)| {
             let mut message = route(to_gateway(7));
             change(&mut message);
-            parse_route(&message, &interfaces())
+            parse_route::<Ipv4Addr>(&message, &interfaces())
         };
         assert!(changed(|_| {}).is_some(), "the route without the change is one");
         assert_eq!(changed(|m| m.header.kind = RouteType::Local), None);
@@ -576,6 +654,27 @@ mod tests {
         let mut mirror = Mirror::new(interfaces());
         assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Noarp, Some([1, 0, 0x5e, 0, 0, 1])), false), []);
         assert_eq!(apply(&mut mirror, neighbour(8, NeighbourState::Reachable, Some(MAC)), false), []);
+    }
+
+    #[test]
+    fn routes_of_ipv6_lead_by_routers_of_one_link_and_those_of_one_link_alone_are_left_out() {
+        let of = |destination: Ipv6Addr, length| {
+            let router: Ipv6Addr = "fe80::1".parse().unwrap();
+            let mut message = route(vec![
+                RouteAttribute::Destination(RouteAddress::Inet6(destination)),
+                RouteAttribute::Oif(9),
+                RouteAttribute::Gateway(RouteAddress::Inet6(router)),
+            ]);
+            message.header.address_family = AddressFamily::Inet6;
+            message.header.destination_prefix_length = length;
+            (parse_route::<Ipv6Addr>(&message, &interfaces()), router)
+        };
+        let network: Ipv6Addr = "2001:db8::".parse().unwrap();
+        let (parsed, router) = of(network, 32);
+        let expected = Route { prefix: Prefix6::of(network, 32), gateway: Some(router), interface: 1, metric: 0 };
+        assert_eq!(parsed, Some(vec![expected]));
+        assert_eq!(of("fe80::".parse().unwrap(), 64).0, None);
+        assert_eq!(of("ff00::".parse().unwrap(), 8).0, None);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use nix::libc;
 
 use super::KernelError;
 
-/// RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR and RTNLGRP_IPV4_ROUTE of linux/rtnetlink.h.
-const GROUPS: [u32; 4] = [1, 3, 5, 7];
+/// RTNLGRP_LINK, RTNLGRP_NEIGH, and RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and their likes of IPv6 in linux/rtnetlink.h.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
 /// The kernel fills at most 32 KiB a datagram of a dump.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -52,30 +52,34 @@ impl Requests {
         })
     }
 
-    /// All IPv4 addresses.
-    pub(super) fn addresses(&mut self) -> Result<Vec<AddressMessage>, KernelError> {
+    /// All addresses of a family.
+    pub(super) fn addresses(&mut self, family: AddressFamily) -> Result<Vec<AddressMessage>, KernelError> {
         let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet;
+        request.header.family = family;
         self.dump("list the addresses", RouteNetlinkMessage::GetAddress(request), |answer| match answer {
             RouteNetlinkMessage::NewAddress(address) => Some(address),
             _ => None,
         })
     }
 
-    /// All IPv4 neighbours.
-    pub(super) fn neighbours(&mut self) -> Result<Vec<NeighbourMessage>, KernelError> {
+    /// All neighbours of a family.
+    pub(super) fn neighbours(&mut self, family: AddressFamily) -> Result<Vec<NeighbourMessage>, KernelError> {
         let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Inet;
+        request.header.family = family;
         self.dump("list the neighbours", RouteNetlinkMessage::GetNeighbour(request), |answer| match answer {
             RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
             _ => None,
         })
     }
 
-    /// The IPv4 routes of the main table, each as `select` makes it.
-    pub(super) fn routes<T>(&mut self, select: impl Fn(&RouteMessage) -> Option<T>) -> Result<Vec<T>, KernelError> {
+    /// The routes of a family in the main table, each as `select` makes it.
+    pub(super) fn routes<T>(
+        &mut self,
+        family: AddressFamily,
+        select: impl Fn(&RouteMessage) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
         let mut request = RouteMessage::default();
-        request.header.address_family = AddressFamily::Inet;
+        request.header.address_family = family;
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         self.dump("list the routes", RouteNetlinkMessage::GetRoute(request), |answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => select(&route),

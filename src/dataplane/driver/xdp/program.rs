@@ -14,7 +14,7 @@ use super::{
     error::{Error, io_error, is_privilege},
     transit::{TransitRules, in_network_order},
 };
-use crate::dataplane::gateway::{OutsideAddress, Realm, Transit};
+use crate::dataplane::gateway::{OutsideAddress, OutsideAddress6, Realm, Transit};
 
 /// Name of the program in the kernel; a program of this name on an interface is ours.
 pub(super) const NAME: &str = "starnet_xdp";
@@ -26,6 +26,10 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/starnet
 pub struct Reserved {
     /// Addresses of the node, at most 64, and of each the UDP and TCP ports and ICMP identifiers.
     pub addresses: Vec<OutsideAddress>,
+    /// The same of IPv6.
+    pub addresses6: Vec<OutsideAddress6>,
+    /// The node translates IPv6, from addresses of its own or to IPv4.
+    pub takes_ip6: bool,
     /// The node translates: fragments without ports may be its.
     pub takes_fragments: bool,
     /// The part that may change while the program runs.
@@ -37,7 +41,13 @@ impl Reserved {
     pub fn new(addresses: &[Ipv4Addr], ports: RangeInclusive<u16>) -> Self {
         let (first, last) = ports.into_inner();
         let addresses = addresses.iter().map(|&address| OutsideAddress { address, first, last }).collect();
-        Self { addresses, takes_fragments: false, transit: Transit::default() }
+        Self {
+            addresses,
+            addresses6: Vec::new(),
+            takes_ip6: false,
+            takes_fragments: false,
+            transit: Transit::default(),
+        }
     }
 }
 
@@ -70,7 +80,7 @@ crate::telemetry::named::counters! {
     XskFragment "xsk_fragment" "To the socket: a fragment without the transport header, of what may be ours."
     XskRouted "xsk_routed" "To the socket: what an inside host wants routed on."
     XskExempt "xsk_exempt" "To the socket: from a network that is exempt from translation, to be routed on."
-    PassNotIpv4 "pass_not_ipv4" "To the kernel: not IPv4 (ARP, IPv6, a VLAN tag)."
+    PassNotIpv4 "pass_not_ipv4" "To the kernel: not IPv4 (ARP, a VLAN tag), nor IPv6 where that is translated."
     PassMalformed "pass_malformed" "To the kernel: cut short, or a length that cannot be."
     PassAddress "pass_address" "To the kernel: the destination is none of our addresses."
     PassFragment "pass_fragment" "To the kernel: a fragment without the transport header, not ours."
@@ -104,6 +114,7 @@ impl Program {
         };
         let mut ebpf = EbpfLoader::new()
             .override_global("realm", &realm, true)
+            .override_global("takes_ip6", &u8::from(reserved.takes_ip6), true)
             .override_global("takes_fragments", &u8::from(reserved.takes_fragments), true)
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
@@ -114,6 +125,14 @@ impl Program {
             .map_err(|error| load_error(&error))?;
         for OutsideAddress { address, first, last } in &reserved.addresses {
             addresses.insert(in_network_order(*address), [*first, *last], 0).map_err(|error| load_error(&error))?;
+        }
+        let mut addresses6: HashMap<_, [u8; 16], [u16; 2]> = ebpf
+            .map_mut("addresses6")
+            .expect("the program has this map")
+            .try_into()
+            .map_err(|error| load_error(&error))?;
+        for OutsideAddress6 { address, first, last } in &reserved.addresses6 {
+            addresses6.insert(address.octets(), [*first, *last], 0).map_err(|error| load_error(&error))?;
         }
         let mut rules = TransitRules::new(&mut ebpf).map_err(|error| load_error(&error))?;
         rules.set(&reserved.transit).map_err(|error| load_error(&error))?;

@@ -1,7 +1,7 @@
 //! Packets that only pass through a gateway: which of them the XDP program takes. Unlike all else it goes by, this
 //! changes while it runs.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use aya::{
     Ebpf, Pod,
@@ -11,7 +11,10 @@ use aya::{
     },
 };
 
-use crate::dataplane::{forwarding::Prefix, gateway::Transit};
+use crate::dataplane::{
+    forwarding::{Prefix, Prefix6},
+    gateway::Transit,
+};
 
 /// The maps of one interface's program that hold [`Transit`]; may be changed from any thread while it runs.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct TransitRules {
     forwarded: HashMap<MapData, Forwarded, u8>,
     local: HashMap<MapData, u32, u8>,
     exempt: LpmTrie<MapData, u32, u8>,
+    local6: HashMap<MapData, [u8; 16], u8>,
+    exempt6: LpmTrie<MapData, [u8; 16], u8>,
     /// What the maps hold.
     now: Transit,
 }
@@ -50,6 +55,10 @@ fn trie_key(prefix: Prefix) -> Key<u32> {
     Key::new(u32::from(prefix.length), in_network_order(prefix.address))
 }
 
+fn trie_key6(prefix: Prefix6) -> Key<[u8; 16]> {
+    Key::new(u32::from(prefix.length), prefix.address.octets())
+}
+
 impl TransitRules {
     /// Takes the maps out of a loaded object.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, MapError> {
@@ -58,6 +67,8 @@ impl TransitRules {
             forwarded: take("forwarded").try_into()?,
             local: take("local").try_into()?,
             exempt: take("exempt").try_into()?,
+            local6: take("local6").try_into()?,
+            exempt6: take("exempt6").try_into()?,
             now: Transit::default(),
         })
     }
@@ -83,7 +94,24 @@ impl TransitRules {
         for prefix in old.exempt.iter().filter(|prefix| !transit.exempt.contains(prefix)) {
             self.exempt.remove(&trie_key(*prefix))?;
         }
+        self.set6(&old, transit)?;
         self.now = transit.clone();
+        Ok(())
+    }
+
+    fn set6(&mut self, old: &Transit, new: &Transit) -> Result<(), MapError> {
+        for address in new.local6.iter().filter(|address| !old.local6.contains(address)) {
+            self.local6.insert(Ipv6Addr::octets(address), 0, 0)?;
+        }
+        for address in old.local6.iter().filter(|address| !new.local6.contains(address)) {
+            self.local6.remove(&address.octets())?;
+        }
+        for prefix in new.exempt6.iter().filter(|prefix| !old.exempt6.contains(prefix)) {
+            self.exempt6.insert(&trie_key6(*prefix), 0, 0)?;
+        }
+        for prefix in old.exempt6.iter().filter(|prefix| !new.exempt6.contains(prefix)) {
+            self.exempt6.remove(&trie_key6(*prefix))?;
+        }
         Ok(())
     }
 }

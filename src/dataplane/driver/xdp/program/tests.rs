@@ -286,6 +286,7 @@ fn transit() -> Transit {
         forwarded: vec![(ip4::TCP, OURS, 80), (ip4::UDP, ALSO_OURS, 53)],
         local: vec![OURS, ALSO_OURS, INSIDE_US, Ipv4Addr::new(10, 0, 0, 255)],
         exempt: vec!["10.9.0.0/16".parse().unwrap()],
+        ..Transit::default()
     }
 }
 
@@ -387,7 +388,7 @@ fn fragments_follow_the_one_that_has_the_ports() {
 fn what_is_taken_changes_while_the_program_runs() {
     let mut program = gateway(Realm::Outside);
     let mut rules = program.rules.take().unwrap();
-    rules.set(&Transit { forwarded: vec![(ip4::TCP, OURS, 8080)], local: vec![], exempt: vec![] }).unwrap();
+    rules.set(&Transit { forwarded: vec![(ip4::TCP, OURS, 8080)], ..Transit::default() }).unwrap();
     let to = |port| transit_packet(OTHER, OURS, ip4::TCP, &tcp_segment(5, port));
     expect(&mut program, &to(80), Verdict::PassPort);
     expect(&mut program, &to(8080), Verdict::XskTcp);
@@ -402,4 +403,96 @@ fn each_verdict_has_its_counter() {
     assert_eq!(counters, [0; Verdict::COUNT]);
     let map: PerCpuArray<_, u64> = program().ebpf.take_map("verdicts").unwrap().try_into().unwrap();
     assert_eq!(map.len() as usize, Verdict::COUNT);
+}
+
+mod ip6_tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+    use crate::{
+        dataplane::{gateway::OutsideAddress6, nat::Prefix64, testing6::*},
+        wire::{icmp6, ip6},
+    };
+
+    const OURS6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0xff, 0, 0, 0, 1);
+    const ALSO_LOCAL: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
+    const HOST: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
+    const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+    const OFFICE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
+
+    fn gateway6(realm: Realm) -> Program {
+        let local6 = vec![OURS6, ALSO_LOCAL];
+        let transit = Transit { local6, exempt6: vec!["2001:db8:9::/48".parse().unwrap()], ..transit() };
+        let addresses6 = vec![OutsideAddress6 { address: OURS6, first: FIRST, last: LAST }];
+        load_at(&Reserved { addresses6, takes_ip6: true, transit, ..reserved() }, realm)
+    }
+
+    fn framed(ip: &[u8]) -> Vec<u8> {
+        packet(ethernet::TYPE_IP6, ip)
+    }
+
+    #[test]
+    fn answers_to_hosts_go_to_the_socket_and_what_is_the_machines_to_the_kernel() {
+        let mut program = gateway6(Realm::Outside);
+        for (port, udp, tcp) in [
+            (FIRST - 1, Verdict::PassPort, Verdict::PassPort),
+            (FIRST, Verdict::XskUdp, Verdict::XskTcp),
+            (LAST, Verdict::XskUdp, Verdict::XskTcp),
+            (LAST + 1, Verdict::PassPort, Verdict::PassPort),
+        ] {
+            expect(&mut program, &framed(&udp6_packet((SERVER, FIRST), (OURS6, port), b"x")), udp);
+            expect(&mut program, &framed(&tcp6_packet((SERVER, 443), (OURS6, port), tcp::SYN, &[])), tcp);
+        }
+        let icmp = |kind, rest: &[u8]| framed(&icmp6_packet(SERVER, OURS6, kind, 0, rest));
+        let [high, low] = FIRST.to_be_bytes();
+        expect(&mut program, &icmp(icmp6::ECHO_REPLY, &[high, low, 0, 1]), Verdict::XskIcmpQuery);
+        expect(&mut program, &icmp(icmp6::ECHO_REPLY, &[0, 1, 0, 1]), Verdict::PassIcmpIdentifier);
+        // Echo requests, and neighbour discovery, without which nothing works.
+        for kind in [icmp6::ECHO_REQUEST, 133, 134, 135, 136, 137] {
+            expect(&mut program, &icmp(kind, &[0; 20]), Verdict::PassIcmpType);
+        }
+        let quote = |port| [&[0; 4], &udp6_packet((OURS6, port), (SERVER, 53), b"x")[..]].concat();
+        for kind in 1..=4 {
+            expect(&mut program, &icmp(kind, &quote(FIRST)), Verdict::XskIcmpError);
+            expect(&mut program, &icmp(kind, &quote(FIRST - 1)), Verdict::PassIcmpQuote);
+        }
+        let of_another = [&[0; 4], &udp6_packet((ALSO_LOCAL, FIRST), (SERVER, 53), b"x")[..]].concat();
+        expect(&mut program, &icmp(icmp6::UNREACHABLE, &of_another), Verdict::PassIcmpQuote);
+        expect(&mut program, &icmp(icmp6::UNREACHABLE, &[0; 30]), Verdict::PassMalformed);
+        expect(&mut program, &framed(&packet6(SERVER, OURS6, 47, &[0; 8])), Verdict::PassProtocol);
+        let with_options = with_destination_options(&udp6_packet((SERVER, 1), (OURS6, FIRST), b"x"));
+        expect(&mut program, &framed(&with_options), Verdict::PassProtocol);
+        expect(&mut program, &framed(&udp6_packet((OFFICE, 1), (HOST, 2), b"x")), Verdict::XskExempt);
+        expect(&mut program, &framed(&udp6_packet((SERVER, 1), (HOST, 2), b"x")), Verdict::PassAddress);
+    }
+
+    #[test]
+    fn what_hosts_want_routed_on_goes_to_the_socket() {
+        let mut program = gateway6(Realm::Inside);
+        let sent = |to| framed(&udp6_packet((HOST, 1), (to, 53), b"x"));
+        expect(&mut program, &sent(SERVER), Verdict::XskRouted);
+        expect(&mut program, &sent(Prefix64::WELL_KNOWN.embed(OTHER)), Verdict::XskRouted);
+        expect(&mut program, &sent(ALSO_LOCAL), Verdict::PassLocal);
+        expect(&mut program, &sent(OURS6), Verdict::PassLocal);
+        expect(&mut program, &framed(&udp6_packet((HOST, 1), (OURS6, FIRST), b"hairpin")), Verdict::XskRouted);
+        expect(&mut program, &sent("fe80::1".parse().unwrap()), Verdict::PassLocal);
+        expect(&mut program, &sent("ff02::1".parse().unwrap()), Verdict::PassNotUnicast);
+        let from_link = udp6_packet(("fe80::2".parse().unwrap(), 1), (SERVER, 53), b"x");
+        expect(&mut program, &framed(&from_link), Verdict::PassLocal);
+        let mut to_all = sent(SERVER);
+        to_all[0] = 0x33;
+        expect(&mut program, &to_all, Verdict::PassNotUnicast);
+        expect(&mut program, &sent(SERVER)[..14 + ip6::HEADER_BYTES - 1], Verdict::PassMalformed);
+        let mut lying = sent(SERVER);
+        lying[14 + ip6::PAYLOAD_LENGTH] = 1;
+        expect(&mut program, &lying, Verdict::PassMalformed);
+    }
+
+    #[test]
+    fn a_node_that_does_not_translate_it_leaves_ipv6_to_the_kernel() {
+        for realm in [Realm::Neither, Realm::Inside, Realm::Outside] {
+            let mut program = load_at(&Reserved { transit: transit(), ..reserved() }, realm);
+            expect(&mut program, &framed(&udp6_packet((HOST, 1), (SERVER, 53), b"x")), Verdict::PassNotIpv4);
+        }
+    }
 }
