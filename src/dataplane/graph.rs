@@ -14,6 +14,9 @@
 //!                                                                                        v
 //!      (icmp_error, fragment, handoff and punt: from the side;                          ip_output -> tx
 //!       fragments enter the NAT through sv_reassembly)
+//!
+//!  IPv6: ethernet_input -> ip6_input -+-> gateway6_input -> nat6_in2out -> ip6_output | ip_output (NAT64)
+//!                                     +-> nat6_out2in -> ip6_output;    nat_out2in -> ip6_output (NAT64)
 //! ```
 //!
 //! Edges only go forward, so one pass over [`NODES`] finishes every packet; the assertion at the foot of this
