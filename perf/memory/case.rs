@@ -35,6 +35,8 @@ pub(crate) struct Case {
     pub(crate) burst: usize,
     /// Workers, each in a thread and on a core of its own.
     pub(crate) workers: u8,
+    /// Every flow has a binding from the start.
+    pub(crate) is_bound: bool,
     /// 0: nodes are neither counted nor timed.
     pub(crate) watched: u8,
 }
@@ -66,7 +68,17 @@ impl Case {
             "nat-out2in" => Path::NatOut2in,
             other => return Err(format!("'{other}' is no path: {PATHS}")),
         };
-        let mut case = Self { path, sessions: 1, flows: 1, paths: 1, size: 64, burst: 256, workers: 1, watched: 1 };
+        let mut case = Self {
+            path,
+            sessions: 1,
+            flows: 1,
+            paths: 1,
+            size: 64,
+            burst: 256,
+            workers: 1,
+            is_bound: true,
+            watched: 1,
+        };
         for option in options {
             let (name, value) = option.split_once('=').ok_or_else(|| format!("'{option}' is not name=value"))?;
             match name {

@@ -2,10 +2,13 @@
 //!
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
-//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`.
+//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`
+//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]).
 
 mod case;
+mod flows;
 mod replay;
+mod stall;
 mod world;
 
 use std::{
@@ -24,6 +27,9 @@ use starnet::dataplane::{
 };
 use world::World;
 
+/// Packets a second of established flows: some tenth of what a worker can do.
+const STEADY_LOAD: u64 = 500_000;
+
 /// What was spent in timed chunks.
 #[derive(Default)]
 struct Spent {
@@ -37,6 +43,11 @@ struct Spent {
 
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let rounds = arguments.first().and_then(|first| first.strip_prefix("stall=")).map(str::to_owned);
+    let is_new = arguments.first().is_some_and(|first| first == "new");
+    if rounds.is_some() || is_new {
+        arguments.remove(0);
+    }
     let once = arguments.first().and_then(|first| first.strip_prefix("packets=")).map(str::to_owned);
     if once.is_some() {
         arguments.remove(0);
@@ -45,6 +56,13 @@ fn main() {
         Ok(case) => case,
         Err(problem) => fail(&problem),
     };
+    if let Some(rounds) = rounds {
+        let rounds = rounds.parse().unwrap_or_else(|_| fail("stall=ROUNDS is a number"));
+        return stall::run(case, rounds, STEADY_LOAD);
+    }
+    if is_new {
+        return flows::run(Case { is_bound: false, ..case });
+    }
     if let Some(packets) = once {
         let packets: u64 = packets.parse().unwrap_or_else(|_| fail("packets=N is a number"));
         let mut world = World::new(case, 0, handoff::mesh(1).remove(0));

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use starnet::{
     dataplane::{
         driver::{Driver, DriverStatistics, Frames, Received, Transmit},
@@ -59,6 +60,21 @@ pub(crate) struct Replay {
     clock: quanta::Clock,
     /// What happened so far.
     pub(crate) passed: Passed,
+    /// Packets that may have been received and not sent.
+    pub(crate) in_flight_max: u64,
+    taken: u64,
+    pace: Option<Pace>,
+}
+
+/// A steady load: packets fall due at a fixed rate, whether or not the worker comes.
+struct Pace {
+    /// Clocks between two packets.
+    interval: u64,
+    due: u64,
+    /// When the packet in each frame fell due.
+    since: Vec<u64>,
+    /// Nanoseconds from then until it was sent.
+    residence: Histogram<u64>,
 }
 
 impl Replay {
@@ -77,6 +93,43 @@ impl Replay {
             burst,
             clock: quanta::Clock::new(),
             passed: Passed::default(),
+            in_flight_max: u64::MAX,
+            taken: 0,
+            pace: None,
+        }
+    }
+
+    /// From now on the prepared packets come again and again, at this rate.
+    pub(crate) fn pace(&mut self, packets_a_second: u64) {
+        let nanos = self.clock.delta_as_nanos(0, 1_000_000_000);
+        self.pace = Some(Pace {
+            interval: 1_000_000_000u64.saturating_mul(1_000_000_000 / packets_a_second) / nanos.max(1),
+            due: 0,
+            since: vec![0; FRAMES as usize],
+            residence: Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("the bounds are constants"),
+        });
+    }
+
+    /// The load begins.
+    pub(crate) fn begin_slice(&mut self) {
+        let now = self.clock.raw();
+        let pace = self.pace.as_mut().expect("there is a load");
+        pace.due = now;
+        pace.residence.reset();
+    }
+
+    /// What was seen since then.
+    pub(crate) fn end_slice(&mut self) -> Histogram<u64> {
+        self.pace.as_ref().expect("there is a load").residence.clone()
+    }
+
+    /// How many packets there are now, of the `most` that there is room for.
+    fn ready(&mut self, now: u64, most: usize) -> usize {
+        match &self.pace {
+            Some(pace) => most.min(if now < pace.due { 0 } else { ((now - pace.due) / pace.interval) as usize + 1 }),
+            None => most
+                .min(self.prepared.count - self.next)
+                .min((self.in_flight_max - (self.taken - self.passed.sent).min(self.in_flight_max)) as usize),
         }
     }
 
@@ -98,15 +151,21 @@ impl Driver for Replay {
 
     fn receive(&mut self, into: &mut [Received]) -> usize {
         let before = self.clock.raw();
-        let count = into.len().min(self.burst).min(self.prepared.count - self.next).min(self.free.len());
+        let count = self.ready(before, into.len().min(self.burst).min(self.free.len()));
         let (length, interface) = (self.prepared.length, self.prepared.interface);
         for place in &mut into[..count] {
             let frame = self.free.pop().expect("counted above");
+            if let Some(pace) = &mut self.pace {
+                self.next %= self.prepared.count;
+                pace.since[frame as usize] = pace.due;
+                pace.due += pace.interval;
+            }
             let packet = &self.prepared.bytes[self.next * self.prepared.stride..][..length];
             self.frames.frame(frame)[FRAME_HEADROOM..][..length].copy_from_slice(packet);
             *place = Received { frame, offset: FRAME_HEADROOM as u16, length: length as u16, interface };
             self.next += 1;
         }
+        self.taken += count as u64;
         self.passed.rx_clocks += self.clock.raw() - before;
         count
     }
@@ -121,6 +180,12 @@ impl Driver for Replay {
 
     fn transmit(&mut self, batch: &[Transmit], _: &mut Bitmap) {
         let before = self.clock.raw();
+        if let Some(pace) = &mut self.pace {
+            for packet in batch {
+                let clocks = before.saturating_sub(pace.since[packet.frame as usize]);
+                pace.residence.saturating_record(self.clock.delta_as_nanos(0, clocks));
+            }
+        }
         self.free.extend(batch.iter().map(|packet| packet.frame));
         self.passed.sent += batch.len() as u64;
         self.passed.tx_clocks += self.clock.raw() - before;

@@ -57,9 +57,13 @@ pub(crate) struct World {
     index: usize,
     pub(crate) worker: Worker<Replay>,
     pub(crate) published: Arc<Published>,
-    commands: rtrb::Producer<Command>,
-    events: rtrb::Consumer<Event>,
+    pub(crate) commands: rtrb::Producer<Command>,
+    pub(crate) events: rtrb::Consumer<Event>,
     random: u64,
+    /// Of so many flows or sessions come packets.
+    pub(crate) active: u32,
+    /// The next one, where they come in order.
+    next: u32,
     /// Last sequence number by session.
     sequences: Vec<u64>,
     /// In which order the copies of a chunk come: place in the chunk -> (packet, path).
@@ -75,21 +79,14 @@ impl World {
         let slots = if case.path.has_sessions() { case.sessions } else { 0 };
         let bindings = if case.path.has_bindings() { case.flows } else { 0 };
         let published = Arc::new(Published::new(slots as usize, bindings as usize));
-        let identity = Identity {
-            address: US,
-            data_port: DATA_PORT,
-            nat_port_first: NAT_PORT_FIRST,
-            nat_port_last: u16::MAX,
-            probe_key: [3; 16],
-            workers: case.workers,
-        };
+        let identity = identity(case.workers);
         let config = WorkerConfig {
             index,
             identity,
             slots,
             fans: if has_fan { slots } else { 0 },
             bindings,
-            nat: NatConfig::of(&identity).with_gateway(&outside_addresses(bindings)),
+            nat: nat_config(bindings),
             hash_key: [9; 16],
             clock: quanta::Clock::new(),
         };
@@ -110,6 +107,8 @@ impl World {
             commands,
             events,
             random: 0x9e37_79b9_7f4a_7c15,
+            active: case.flows.max(case.sessions),
+            next: 0,
             sequences: vec![0; case.sessions as usize],
             order,
         };
@@ -117,7 +116,7 @@ impl World {
         for session in 0..slots {
             world.set_up(session);
         }
-        for flow in 0..bindings {
+        for flow in 0..if case.is_bound { bindings } else { 0 } {
             let binding = world.binding(flow);
             world.tell(Command::SetBinding { index: flow, binding });
         }
@@ -194,10 +193,29 @@ impl World {
     /// Prepares a chunk of packets: random sessions and flows, each with the next sequence number of its session and
     /// an authentic tag. The worker's tables are not touched, so that they are as cold as their size makes them.
     pub(crate) fn prepare(&mut self) {
+        self.prepare_of(|world| world.below(world.active));
+    }
+
+    /// The same with flows that had no packet yet, one after the other.
+    pub(crate) fn prepare_in_order(&mut self) {
+        self.prepare_of(|world| {
+            world.next += 1;
+            world.next - 1
+        });
+    }
+
+    /// The ends of the rings that the control core has; the world has none afterwards.
+    pub(crate) fn take_rings(&mut self) -> (rtrb::Producer<Command>, rtrb::Consumer<Event>) {
+        let (commands, _) = rtrb::RingBuffer::new(1);
+        let (_, events) = rtrb::RingBuffer::new(1);
+        (std::mem::replace(&mut self.commands, commands), std::mem::replace(&mut self.events, events))
+    }
+
+    fn prepare_of(&mut self, mut choose: impl FnMut(&mut Self) -> u32) {
         let packets = self.order.iter().map(|(packet, _)| *packet + 1).max().unwrap_or(0);
         let flows: Vec<_> = (0..packets)
             .map(|_| {
-                let flow = self.below(self.case.flows.max(self.case.sessions));
+                let flow = choose(self);
                 let session = flow % self.case.sessions;
                 self.sequences[session as usize] += 1;
                 (flow, session, self.sequences[session as usize])
@@ -270,6 +288,35 @@ fn relayed(bytes: &mut [u8], ct_index: CtIndex, path: u8, sequence: u64, client:
     }
 }
 
+/// A relay's slot as the control core writes it.
+pub(crate) fn relay_slot(session: u32) -> Command {
+    Command::SetSlot {
+        slot: session,
+        generation: generation(session),
+        role: Role::Relay,
+        fan: 0,
+        up: up(session, 0),
+        down: down(session, 0),
+    }
+}
+
+/// The node.
+pub(crate) fn identity(workers: u8) -> Identity {
+    Identity {
+        address: US,
+        data_port: DATA_PORT,
+        nat_port_first: NAT_PORT_FIRST,
+        nat_port_last: u16::MAX,
+        probe_key: [3; 16],
+        workers,
+    }
+}
+
+/// Addresses for `flows` flows.
+pub(crate) fn nat_config(flows: u32) -> NatConfig {
+    NatConfig::of(&identity(1)).with_gateway(&outside_addresses(flows))
+}
+
 /// An inner packet. Its UDP checksum is not zero, so translation updates it; nobody on the way verifies it.
 fn plain(ip: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     datagram(ip, from, to);
@@ -282,7 +329,7 @@ fn datagram(ip: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     udp::emit(&mut ip[ip4::HEADER_BYTES..], from.1, to.1, length - ip4::HEADER_BYTES as u16);
 }
 
-fn generation(session: u32) -> u16 {
+pub(crate) fn generation(session: u32) -> u16 {
     (session as u16).wrapping_mul(31) | 1
 }
 
