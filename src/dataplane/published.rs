@@ -5,7 +5,10 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::reason::Reason;
+use super::{
+    huge::{HugeArray, Memory},
+    reason::Reason,
+};
 
 /// When a slot or binding was last used, and how much it carried. Four share a cache line.
 #[derive(Debug, Default)]
@@ -126,11 +129,11 @@ pub struct WorkerCounters {
 #[derive(Debug)]
 pub struct Published {
     /// By slot.
-    pub slots: Box<[Stamp]>,
+    pub slots: HugeArray<Stamp>,
     /// By binding.
-    pub bindings: Box<[Stamp]>,
+    pub bindings: HugeArray<Stamp>,
     /// By binding: the number of its [`Class`](super::nat::Class).
-    pub classes: Box<[AtomicU8]>,
+    pub classes: HugeArray<AtomicU8>,
     /// By node of the graph.
     pub nodes: Box<[NodeCounters; NODES_MAX]>,
     /// Of the worker.
@@ -141,11 +144,16 @@ impl Published {
     /// Zeroes for this many slots and bindings.
     pub fn new(slots: usize, bindings: usize) -> Self {
         Self {
-            slots: (0..slots).map(|_| Stamp::default()).collect(),
-            bindings: (0..bindings).map(|_| Stamp::default()).collect(),
-            classes: (0..bindings).map(|_| AtomicU8::default()).collect(),
+            slots: HugeArray::from_fn(slots, |_| Stamp::default()),
+            bindings: HugeArray::from_fn(bindings, |_| Stamp::default()),
+            classes: HugeArray::from_fn(bindings, |_| AtomicU8::default()),
             nodes: Box::new(std::array::from_fn(|_| NodeCounters::default())),
             worker: WorkerCounters::default(),
         }
+    }
+
+    /// The memory of each of its arrays.
+    pub fn memory(&self) -> impl Iterator<Item = Memory> {
+        [self.slots.memory(), self.bindings.memory(), self.classes.memory()].into_iter()
     }
 }

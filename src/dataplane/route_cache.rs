@@ -11,7 +11,8 @@ use super::{
 };
 use crate::wire::ethernet::Mac;
 
-const ENTRIES: usize = 1024;
+/// A gateway's hosts and their servers, or an exit's servers: tens of thousands of destinations at a time.
+const ENTRIES: usize = 1 << 14;
 
 /// What a packet to one destination needs to know.
 #[derive(Clone, Copy, Debug)]

@@ -23,7 +23,7 @@ use super::{
     nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
-    published::{Published, add},
+    published::{Published, Stamp, add},
     reason::Reason,
     reassembly::Reassembly,
     route_cache::RouteCache,
@@ -63,6 +63,8 @@ pub fn huge_pages(slots: u32, fans: u32, bindings: u32, nat: &NatConfig) -> usiz
         + huge_pages_for(fans as usize * size_of::<Fan>())
         + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).count())
         + Hosts6::huge_pages(hosts6(bindings, nat))
+        + [slots, bindings].map(|stamps| huge_pages_for(stamps as usize * size_of::<Stamp>())).iter().sum::<usize>()
+        + huge_pages_for(bindings as usize)
 }
 
 /// Inside hosts of IPv6 that a worker has room for.
@@ -177,8 +179,9 @@ impl<D: Driver> Worker<D> {
 
     /// The memory of each of its tables.
     pub fn memory(&self) -> impl Iterator<Item = Memory> {
-        let Context { slots, fans, bindings, hosts6, .. } = &self.context;
-        [slots.memory(), fans.memory()].into_iter().chain(bindings.memory()).chain(hosts6.memory())
+        let Context { slots, fans, bindings, hosts6, published, .. } = &self.context;
+        let tables = [slots.memory(), fans.memory()].into_iter().chain(bindings.memory()).chain(hosts6.memory());
+        tables.chain(published.memory())
     }
 
     /// Whether nodes are counted and timed. A node always has it on; off, a benchmark shows what it costs.

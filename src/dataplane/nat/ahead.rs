@@ -17,11 +17,14 @@ use crate::{
 };
 
 /// In fewer packets there is little to overlap.
-const WORTHWHILE: usize = 4;
+const FEW_PACKETS: usize = 4;
+
+/// Fewer bindings stay in the cache by themselves.
+const FEW_BINDINGS: usize = 2048;
 
 /// For packets from inside that start at `l3`.
 pub(in crate::dataplane) fn from_inside(context: &Context, frames: &mut Frames, batch: Bitmap) {
-    if batch.count() < WORTHWHILE {
+    if batch.count() < FEW_PACKETS || context.bindings.used() < FEW_BINDINGS {
         return;
     }
     let bindings = &context.bindings;
@@ -40,7 +43,7 @@ pub(in crate::dataplane) fn from_inside(context: &Context, frames: &mut Frames, 
 
 /// For packets from outside that start at `l3`.
 pub(in crate::dataplane) fn from_outside(context: &Context, frames: &mut Frames, batch: Bitmap) {
-    if batch.count() < WORTHWHILE {
+    if batch.count() < FEW_PACKETS || context.bindings.used() < FEW_BINDINGS {
         return;
     }
     let bindings = &context.bindings;
