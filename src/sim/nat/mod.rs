@@ -1,12 +1,12 @@
 //! The NAT of a gateway, whole: control core and workers over the memory driver, on a virtual clock. The tests are by
-//! RFC and named after its requirements; `docs/NAT.md` is their table. [`model`] checks every packet of long random
-//! runs against a few hash maps.
+//! RFC and named after its requirements; `docs/NAT.md` is their table.
 
 mod rfc4787;
 mod rfc5382;
 mod rfc5508;
 mod rfc6146;
 mod rfc6888;
+mod rfc7857;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -57,11 +57,12 @@ pub(super) struct Setup {
     pub(super) addresses: usize,
     pub(super) ports: (u16, u16),
     pub(super) adjust: fn(&mut NatConfig),
+    pub(super) exempt: Vec<Prefix>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { workers: 1, bindings: 256, addresses: 1, ports: (1024, 65_535), adjust: |_| () }
+        Self { workers: 1, bindings: 256, addresses: 1, ports: (1024, 65_535), adjust: |_| (), exempt: Vec::new() }
     }
 }
 
@@ -109,7 +110,8 @@ impl Nat {
         let addresses: Vec<OutsideAddress> = OUTSIDE[..setup.addresses].iter().map(outside).collect();
         let mut nat = NatConfig::of(&identity).with_gateway(&addresses);
         (setup.adjust)(&mut nat);
-        let gateway = Gateway { realms: vec![Realm::Outside, Realm::Inside], addresses, ..Gateway::default() };
+        let realms = vec![Realm::Outside, Realm::Inside];
+        let gateway = Gateway { realms, addresses, exempt: setup.exempt, ..Gateway::default() };
         let interfaces = vec![
             Interface { index: 2, mac: MACS[0], mtu: 1500, is_up: true },
             Interface { index: 3, mac: MACS[1], mtu: 1500, is_up: true },
@@ -269,6 +271,18 @@ impl Nat {
         }
     }
 
+    /// The way to the servers is gone.
+    pub(super) fn lose_default_route(&mut self) {
+        let inside = Route {
+            prefix: Prefix::new([10, 0, 0, 0].into(), 8),
+            gateway: None,
+            interface: INSIDE_INTERFACE,
+            metric: 0,
+        };
+        self.control.on_kernel(KernelEvent::Routes(vec![inside]), self.now);
+        self.settle();
+    }
+
     /// Sends from inside what must go out, and returns how the server sees its sender.
     #[track_caller]
     pub(super) fn seen(&mut self, packet: &[u8]) -> Endpoint {
@@ -354,4 +368,47 @@ pub(super) fn echo(kind: u8, from: Ipv4Addr, to: Ipv4Addr, identifier: u16) -> V
 pub(super) fn error(from: Ipv4Addr, to: Ipv4Addr, kind: u8, code: u8, word: [u8; 4], quoted: &[u8]) -> Vec<u8> {
     let rest: Vec<u8> = word.into_iter().chain(quoted.iter().copied()).collect();
     crate::dataplane::testing::icmp_packet(from, to, kind, code, &rest)
+}
+
+/// The packet in fragments with at most `size` bytes (a multiple of eight) of payload each.
+pub(super) fn fragments(packet: &[u8], size: usize, identification: u16) -> Vec<Vec<u8>> {
+    let (header, payload) = packet.split_at(ip4::HEADER_BYTES);
+    let last = payload.len().div_ceil(size) - 1;
+    let cut = |(number, part): (usize, &[u8])| {
+        let mut fragment = [header, part].concat();
+        let more = if number == last { 0 } else { ip4::MORE_FRAGMENTS };
+        let length = fragment.len() as u16;
+        write(&mut fragment, ip4::TOTAL_LENGTH, &length.to_be_bytes());
+        write(&mut fragment, ip4::IDENTIFICATION, &identification.to_be_bytes());
+        write(&mut fragment, ip4::FRAGMENT, &(more | (number * size / 8) as u16).to_be_bytes());
+        mend(&mut fragment);
+        fragment
+    };
+    payload.chunks(size).enumerate().map(cut).collect()
+}
+
+/// The packet that fragments were cut from, with valid checksums; they need not be in order, but none may be missing.
+pub(super) fn reassembled(sent: &[Sent]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = sent.iter().map(|sent| &sent.packet[..]).collect();
+    parts.sort_by_key(|part| read_u16(part, ip4::FRAGMENT) & ip4::OFFSET_MASK);
+    let mut whole = parts[0][..ip4::HEADER_BYTES].to_vec();
+    for part in parts {
+        let start = usize::from(read_u16(part, ip4::FRAGMENT) & ip4::OFFSET_MASK) * 8;
+        assert_eq!(start, whole.len() - ip4::HEADER_BYTES, "a part is missing or comes twice");
+        whole.extend_from_slice(&part[ip4::HEADER_BYTES..]);
+    }
+    let length = whole.len() as u16;
+    write(&mut whole, ip4::TOTAL_LENGTH, &length.to_be_bytes());
+    write(&mut whole, ip4::FRAGMENT, &[0, 0]);
+    mend(&mut whole);
+    assert!(has_valid_checksums(&whole), "a wrong checksum: {whole:02x?}");
+    whole
+}
+
+/// Writes the header's checksum anew.
+pub(super) fn mend(packet: &mut [u8]) {
+    let header = usize::from(packet[0] & 0xf) * 4;
+    write(packet, ip4::CHECKSUM, &[0, 0]);
+    let field = crate::wire::checksum::of(&packet[..header]);
+    write(packet, ip4::CHECKSUM, &field.to_be_bytes());
 }

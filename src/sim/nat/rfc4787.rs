@@ -172,3 +172,111 @@ fn a_udp_checksum_of_zero_stays_zero() {
     let frames = nat.settle_unchecked();
     assert_eq!(read_u16(&frames[0].packet, 20 + udp::CHECKSUM), 0);
 }
+
+/// Fragments of a packet each, of many packets in every order of three.
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+fn big(from: Endpoint, to: Endpoint) -> Vec<u8> {
+    udp_packet(from, to, &(0..3000).map(|at| at as u8).collect::<Vec<_>>())
+}
+
+/// What the receiver puts together is what was sent, but for its ends and one hop.
+#[track_caller]
+fn assert_arrived(out: &[Sent], mut expected: Vec<u8>, identification: u16) {
+    ip4::decrement_ttl(&mut expected);
+    write(&mut expected, ip4::IDENTIFICATION, &identification.to_be_bytes());
+    write(&mut expected, ip4::FRAGMENT, &[0, 0]);
+    mend(&mut expected);
+    assert_eq!(reassembled(out), expected);
+}
+
+#[test]
+fn req13_what_may_be_fragmented_leaves_in_fragments_in_order() {
+    let mut nat = Nat::new();
+    let mut packet = udp_packet((HOST, 5000), (SERVER, 53), &[5; 1480]);
+    write(&mut packet, ip4::FRAGMENT, &[0, 0]);
+    mend(&mut packet);
+    let out = nat.send_inside(&packet);
+    let offsets: Vec<u16> = out.iter().map(|sent| read_u16(&sent.packet, ip4::FRAGMENT)).collect();
+    assert_eq!(offsets, [ip4::MORE_FRAGMENTS, 1480 / 8]);
+    let (address, port) = source(&out[0].packet);
+    assert_arrived(&out, udp_packet((address, port), (SERVER, 53), &[5; 1480]), 0);
+}
+
+#[test]
+fn req14_fragments_in_every_order_are_translated_both_ways() {
+    for workers in [1, 3] {
+        let mut nat = Nat::with(Setup { workers, ..Setup::default() });
+        for (number, order) in (1..).zip(ORDERS) {
+            let client = (HOST, 5000 + number);
+            // The first packet of a flow is in fragments, too.
+            let parts = fragments(&big(client, (SERVER, 53)), 1024, number);
+            let out: Vec<Sent> = order.iter().flat_map(|at| nat.send_inside(&parts[*at])).collect();
+            assert_eq!(out.len(), 3, "{order:?}");
+            let first = out.iter().find(|sent| read_u16(&sent.packet, ip4::FRAGMENT) & ip4::OFFSET_MASK == 0);
+            let outside = source(&first.expect("the first fragment goes out").packet);
+            assert_arrived(&out, big(outside, (SERVER, 53)), number);
+
+            let parts = fragments(&big((SERVER, 53), outside), 1024, number);
+            let out: Vec<Sent> = order.iter().flat_map(|at| nat.send_outside(&parts[*at])).collect();
+            assert_eq!(out.len(), 3, "{order:?}");
+            assert!(out.iter().all(|sent| sent.is_to_inside));
+            assert_arrived(&out, big((SERVER, 53), client), number);
+        }
+        nat.pass(303 * SECOND);
+        nat.assert_all_free();
+    }
+}
+
+#[test]
+fn req14_fragments_of_two_hosts_with_one_identification_are_not_mixed() {
+    let mut nat = Nat::new();
+    let hosts = [(HOST, 5000), (OTHER_HOST, 5000)];
+    let parts = hosts.map(|host| fragments(&big(host, (SERVER, 53)), 1024, 7));
+    let mut out = [Vec::new(), Vec::new()];
+    for at in [1, 0, 2] {
+        for host in 0..2 {
+            out[host].extend(nat.send_inside(&parts[host][at]));
+        }
+    }
+    for out in out {
+        let first = out.iter().find(|sent| read_u16(&sent.packet, ip4::FRAGMENT) & ip4::OFFSET_MASK == 0);
+        let outside = source(&first.expect("the first fragment goes out").packet);
+        assert_arrived(&out, big(outside, (SERVER, 53)), 7);
+    }
+}
+
+#[test]
+fn req14_a_flood_of_fragments_hurts_nothing_else() {
+    let mut nat = Nat::new();
+    let outside = nat.seen(&udp((HOST, 5000), (SERVER, 53)));
+    for number in 0..20_000u32 {
+        let stranger = (Ipv4Addr::from_bits(0xc633_6400 | number >> 8), 53);
+        // Never the first one.
+        let part = fragments(&big(stranger, outside), 1024, number as u16).remove(1);
+        assert_eq!(nat.send_outside(&part), []);
+        if number % 1000 == 0 {
+            assert!(nat.is_let_in(&udp((SERVER, 53), outside)));
+            nat.seen(&udp((HOST, 6000 + (number / 1000) as u16), (SERVER, 53)));
+        }
+    }
+    assert!(nat.dropped(Reason::FragmentsFull) > 0, "what is held is bounded");
+    nat.pass(3 * SECOND);
+    let parts = fragments(&big((SERVER, 53), outside), 1024, 9);
+    assert_eq!(parts.iter().map(|part| nat.send_outside(part).len()).sum::<usize>(), 3, "and fragments work again");
+    nat.pass(303 * SECOND);
+    nat.assert_all_free();
+}
+
+#[test]
+fn req14_fragments_that_overlap_are_dropped() {
+    let mut nat = Nat::new();
+    let outside = nat.seen(&udp((HOST, 5000), (SERVER, 53)));
+    let parts = fragments(&big((SERVER, 53), outside), 1024, 9);
+    assert_eq!(nat.send_outside(&parts[0]).len(), 1);
+    let mut overlapping = parts[1].clone();
+    write(&mut overlapping, ip4::FRAGMENT, &(ip4::MORE_FRAGMENTS | 1016 / 8).to_be_bytes());
+    mend(&mut overlapping);
+    assert_eq!(nat.send_outside(&overlapping), []);
+    assert_eq!(nat.dropped(Reason::FragmentOverlap), 1);
+}

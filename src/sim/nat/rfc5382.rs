@@ -1,16 +1,16 @@
-//! RFC 5382: NAT behavioral requirements for TCP; with the state machine and timers of RFC 7857.
+//! RFC 5382: NAT behavioral requirements for TCP. The state machine and timers of RFC 7857 are in [`super::rfc7857`].
 
 use super::*;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
-const CLIENT: Endpoint = (HOST, 5000);
-const WEB: Endpoint = (SERVER, 80);
+pub(super) const CLIENT: Endpoint = (HOST, 5000);
+pub(super) const WEB: Endpoint = (SERVER, 80);
 /// The first numbers of client and server.
-const C: u32 = 1000;
-const S: u32 = 9000;
+pub(super) const C: u32 = 1000;
+pub(super) const S: u32 = 9000;
 
 /// An open connection; how the server sees the client.
-fn connect(nat: &mut Nat, client: Endpoint, server: Endpoint) -> Endpoint {
+pub(super) fn connect(nat: &mut Nat, client: Endpoint, server: Endpoint) -> Endpoint {
     let outside = nat.seen(&segment(client, server, SYN, C, 0));
     assert!(nat.is_let_in(&segment(server, outside, SYN | ACK, S, C + 1)));
     assert_eq!(nat.seen(&segment(client, server, ACK, C + 1, S + 1)), outside);
@@ -18,7 +18,7 @@ fn connect(nat: &mut Nat, client: Endpoint, server: Endpoint) -> Endpoint {
 }
 
 /// Seconds, to one, until the one binding is gone.
-fn seconds_to_live(nat: &mut Nat) -> u64 {
+pub(super) fn seconds_to_live(nat: &mut Nat) -> u64 {
     (0..9000)
         .find(|_| {
             nat.bindings() == 0 || {

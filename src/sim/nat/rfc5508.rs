@@ -27,14 +27,6 @@ fn with_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Writes the header's checksum anew.
-fn mend(packet: &mut [u8]) {
-    let header = usize::from(packet[0] & 0xf) * 4;
-    write(packet, ip4::CHECKSUM, &[0, 0]);
-    let field = crate::wire::checksum::of(&packet[..header]);
-    write(packet, ip4::CHECKSUM, &field.to_be_bytes());
-}
-
 #[test]
 fn req1_queries_pass_and_an_identifier_is_one_hosts() {
     let mut nat = Nat::new();
@@ -220,5 +212,103 @@ fn an_error_quoting_a_protocol_we_do_not_know_or_cut_short_is_dropped() {
     }
     let of_error = error(OUTSIDE[0], SERVER, icmp::UNREACHABLE, 1, [0; 4], &seen);
     assert!(!nat.is_let_in(&error(ROUTER, OUTSIDE[0], icmp::UNREACHABLE, 1, [0; 4], &of_error)), "an error's error");
+    assert_eq!(nat.bindings(), 3);
+}
+
+#[test]
+fn req3_an_extension_behind_the_quoted_packet_stays_as_it_is() {
+    let mut nat = Nat::new();
+    // RFC 4884: the quoted packet is padded to 128 bytes, whose number of words stands in the header; then the extension
+    // (RFC 4950: an MPLS label).
+    let extension = [0x20, 0, 0xdf, 0xff, 0, 8, 1, 1, 0, 0x0a, 0x31, 0xff];
+    for (sent, seen) in sent_and_seen(&mut nat) {
+        let mut quoted = seen.clone();
+        quoted.resize(128, 0);
+        quoted.extend_from_slice(&extension);
+        let out = nat.send_outside(&error(ROUTER, OUTSIDE[0], icmp::TIME_EXCEEDED, 0, [0, 32, 0, 0], &quoted));
+        let [Sent { is_to_inside: true, packet }] = &out[..] else { panic!("not let in") };
+        assert_eq!((&packet[24..28], &packet[28 + 128..]), (&[0, 32, 0, 0][..], &extension[..]));
+        let mut expected = sent;
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(packet[28..][..expected.len()], expected);
+    }
+    // And the other way.
+    let (_, port) = nat.seen(&udp_packet((HOST, 5000), (SERVER, 53), b"question"));
+    let let_in = nat.send_outside(&udp_packet((SERVER, 53), (OUTSIDE[0], port), b"late")).remove(0).packet;
+    let mut quoted = let_in;
+    quoted.resize(128, 0);
+    quoted.extend_from_slice(&extension);
+    let out = nat.send_inside(&error(HOST, SERVER, icmp::UNREACHABLE, icmp::CODE_PORT, [0, 32, 0, 0], &quoted));
+    assert_eq!(out[0].packet[28 + 128..], extension);
+    assert_eq!(out[0].packet[28 + 16..28 + 20], OUTSIDE[0].octets());
+}
+
+#[test]
+fn req5_from_inside_options_and_eight_bytes_of_any_protocol_are_understood() {
+    let mut nat = Nat::new();
+    let options = [0x94, 4, 0, 0, 1, 1, 0, 0];
+    for (sent, seen) in sent_and_seen(&mut nat) {
+        let outside = source(&seen);
+        let answer = match sent[ip4::PROTOCOL] {
+            ip4::UDP => udp_packet((SERVER, 53), outside, b"answer"),
+            ip4::TCP => segment((SERVER, 80), outside, tcp::SYN | tcp::ACK, 1, 2),
+            _ => echo(icmp::ECHO_REPLY, SERVER, outside.0, outside.1),
+        };
+        let let_in = nat.send_outside(&answer).remove(0).packet;
+        let quoted = with_options(&let_in, &options);
+        for length in [quoted.len(), 36] {
+            let told = error(HOST, SERVER, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &quoted[..length]);
+            for told in [with_options(&told, &options), told] {
+                let out = nat.send_inside(&told);
+                let [Sent { is_to_inside: false, packet }] = &out[..] else { panic!("not let out") };
+                let mut expected = with_options(&answer, &options);
+                ip4::decrement_ttl(&mut expected);
+                assert_eq!(packet[packet.len() - length..], expected[..length]);
+            }
+        }
+    }
+}
+
+#[test]
+fn req7_between_two_hosts_eight_bytes_of_tcp_are_enough() {
+    let mut nat = Nat::new();
+    let one = nat.seen(&segment((HOST, 5000), (SERVER, 80), tcp::SYN, 1, 0));
+    let other = nat.seen(&segment((OTHER_HOST, 6000), (SERVER, 80), tcp::SYN, 1, 0));
+    let sent = segment((HOST, 5000), other, tcp::SYN, 1, 0);
+    let heard = nat.send_inside(&sent).remove(0).packet;
+    let told = error(OTHER_HOST, one.0, icmp::UNREACHABLE, icmp::CODE_PORT, [0; 4], &heard[..28]);
+    let out = nat.send_inside(&told);
+    let [Sent { is_to_inside: true, packet }] = &out[..] else { panic!("not let in") };
+    assert_eq!(packet[12..20], [other.0.octets(), HOST.octets()].concat());
+    assert_eq!((&packet[28 + 12..28 + 20], &packet[28 + 20..]), (&sent[12..20], &sent[20..28]));
+}
+
+#[test]
+fn req10_a_packet_that_is_too_big_and_one_that_leads_nowhere_are_answered() {
+    let mut nat = Nat::new();
+    let too_big = udp_packet((HOST, 5000), (SERVER, 53), &[0; 1480]);
+    let out = nat.send_inside(&too_big);
+    assert_eq!((out[0].is_to_inside, &out[0].packet[20..22]), (true, &[icmp::UNREACHABLE, 4][..]));
+    nat.lose_default_route();
+    let out = nat.send_inside(&query(7));
+    assert_eq!((out[0].is_to_inside, &out[0].packet[20..22]), (true, &[icmp::UNREACHABLE, icmp::CODE_NET][..]));
+    assert_eq!(nat.bindings(), 0);
+}
+
+#[test]
+fn req11_other_messages_go_neither_way() {
+    let mut nat = Nat::new();
+    let (_, seen) = sent_and_seen(&mut nat).remove(2);
+    let passes = [icmp::UNREACHABLE, icmp::TIME_EXCEEDED, icmp::PARAMETER_PROBLEM];
+    for kind in (0..=255).filter(|kind| !passes.contains(kind)) {
+        if kind != icmp::ECHO_REPLY {
+            let from_outside = crate::dataplane::testing::icmp_packet(SERVER, OUTSIDE[0], kind, 0, &seen[24..]);
+            assert!(!nat.is_let_in(&from_outside), "type {kind}");
+        }
+        if kind != icmp::ECHO_REQUEST {
+            let from_inside = crate::dataplane::testing::icmp_packet(HOST, SERVER, kind, 0, &query(5000)[24..]);
+            assert_eq!(nat.send_inside(&from_inside), [], "type {kind}");
+        }
+    }
     assert_eq!(nat.bindings(), 3);
 }

@@ -47,6 +47,27 @@ fn req5_a_host_has_no_more_bindings_than_it_may() {
 }
 
 #[test]
+fn req6_exempt_destinations_are_reached_untranslated() {
+    let exempt = vec![Prefix::new(OTHER_SERVER, 32)];
+    let mut nat = Nat::with(Setup { exempt, ..Setup::default() });
+    assert_eq!(nat.seen(&udp((HOST, 5000), (OTHER_SERVER, 53))), (HOST, 5000));
+    let out = nat.send_outside(&udp((OTHER_SERVER, 53), (HOST, 5000)));
+    assert_eq!((source(&out[0].packet), destination(&out[0].packet)), ((OTHER_SERVER, 53), (HOST, 5000)));
+    assert_eq!(nat.bindings(), 0);
+    assert_eq!(nat.seen(&udp((HOST, 5000), (SERVER, 53))).0, OUTSIDE[0]);
+}
+
+#[test]
+fn req13_every_port_of_the_pool_is_used_before_a_host_is_refused() {
+    let adjust = |nat: &mut NatConfig| nat.keeps_parity = false;
+    let mut nat = Nat::with(Setup { ports: (2000, 2499), bindings: 1024, adjust, ..Setup::default() });
+    let ports: HashSet<u16> = (0..500).map(|port| nat.seen(&udp((HOST, 5000 + port), (SERVER, 53))).1).collect();
+    assert_eq!(ports.len(), 500);
+    let more = udp((HOST, 9000), (SERVER, 53));
+    assert!(is_prohibited(&nat.send_inside(&more), &more));
+}
+
+#[test]
 fn req8_a_port_serves_nobody_for_two_minutes_after_its_use() {
     let mut nat = Nat::with(Setup { ports: (2000, 2000), ..Setup::default() });
     nat.seen(&echo(icmp::ECHO_REQUEST, HOST, SERVER, 1));
