@@ -117,7 +117,7 @@ impl Case {
 }
 
 /// What comes out, until a packet that every gateway lets through has passed and it is quiet.
-fn settle(rig: &Rig, quiet: Duration) -> Vec<(Side, Vec<u8>)> {
+pub(crate) fn settle(rig: &Rig, quiet: Duration) -> Vec<(Side, Vec<u8>)> {
     const PATIENCE: u32 = 500;
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let names = Names { base: 0, mappings: Vec::new() };

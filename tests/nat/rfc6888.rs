@@ -1,0 +1,48 @@
+//! RFC 6888: carrier-grade NATs.
+
+use crate::{
+    LIMITED, Turn,
+    packet::{
+        Host::{A, S, T},
+        Packet, SYN,
+    },
+};
+
+#[test]
+fn req4_and_req11_a_host_has_no_more_ports_than_it_may_and_keeps_those_it_has() {
+    let mut turn = Turn::with(LIMITED);
+    let from = |number| Packet::udp(A.own(number), S.port(53), b"");
+    let told: Vec<_> = (1..8).map(|number| turn.inside(&from(number)).remove(0)).collect();
+    let kept: Vec<_> = told.iter().take_while(|said| said.starts_with("Outside: udp Gateway:m")).collect();
+    assert!(kept.len() <= 2, "{told:?}");
+    for said in &told[kept.len()..] {
+        assert!(said.starts_with("Inside: error 3/13 (0) GatewayInside > A about [udp A:+"), "{told:?}");
+    }
+    for (number, said) in (1..).zip(&kept) {
+        assert_eq!(turn.inside(&from(number)), [said.as_str()]);
+    }
+}
+
+#[test]
+fn req5_a_host_has_no_more_bindings_than_it_may() {
+    let mut turn = Turn::with(LIMITED);
+    // All protocols together.
+    let mut out = 0;
+    for number in 1..4 {
+        let of_each = [
+            Packet::udp(A.own(number), S.port(53), b""),
+            Packet::tcp(A.own(number), S.port(80), SYN, (1, 0), b""),
+            Packet::ping(A.own(number), S, b""),
+        ];
+        out += of_each.iter().filter(|packet| turn.inside(packet)[0].starts_with("Outside")).count();
+    }
+    assert!(out <= 4, "{out} bindings");
+}
+
+#[test]
+fn req6_exempt_destinations_are_reached_untranslated() {
+    let mut turn = Turn::with(LIMITED);
+    let question = Packet::udp(A.own(1), T.port(53), b"");
+    assert_eq!(turn.inside(&question), ["Outside: udp A:+1 > T:53"]);
+    assert_eq!(turn.outside(&Packet::udp(T.port(53), A.own(1), b"")), ["Inside: udp T:53 > A:+1"]);
+}
