@@ -35,6 +35,8 @@ const DEFAULT: &str = "";
 const IMPATIENT: &str = "[nat]\ntimers = { udp_s = 2, icmp_s = 2, tcp_opening_s = 2, tcp_closing_s = 2 }\n";
 /// Little for each host, and a network that is reached as it is.
 const LIMITED: &str = "exempt = [\"203.0.113.20/32\"]\n[nat]\nports_a_host = 2\nbindings_a_host = 4\nparity = false\n";
+/// Two outside addresses, and ports in blocks.
+const POOL: &str = "addresses = [\"203.0.113.1\", \"203.0.113.2\"]\nports = \"40000-59999\"\n[nat]\nport_block = 64\n";
 /// Only who was spoken to may answer.
 const FILTERING: &str = "[nat]\nfiltering = \"address-dependent\"\n";
 

@@ -1,7 +1,7 @@
 //! RFC 4787: UDP.
 
 use crate::{
-    DEFAULT, IMPATIENT, Turn, answer, eventually,
+    DEFAULT, IMPATIENT, POOL, Turn, answer, eventually,
     packet::{
         self,
         Host::{A, B, Gateway, R, S, T},
@@ -22,6 +22,19 @@ fn req1_mapping_is_endpoint_independent() {
     assert_eq!(turn.inside(&Packet::udp(A.own(1), S.port(54), b"")), ["Outside: udp Gateway:m0 > S:54"]);
     assert_eq!(turn.inside(&Packet::udp(A.own(1), T.port(53), b"")), ["Outside: udp Gateway:m0 > T:53"]);
     assert_eq!(turn.inside(&Packet::udp(A.own(2), S.port(53), b"")), ["Outside: udp Gateway:m1 > S:53"]);
+}
+
+#[test]
+fn req2_a_host_has_one_outside_address_whatever_it_sends() {
+    let mut turn = Turn::with(POOL);
+    for host in [A, B] {
+        let (address, _) = turn.seen(&Packet::udp(host.own(1), S.port(53), b""));
+        for number in 2..6 {
+            assert_eq!(turn.seen(&Packet::udp(host.own(number), T.port(number), b"")).0, address);
+        }
+        assert_eq!(turn.seen(&Packet::tcp(host.own(1), S.port(80), packet::SYN, (1, 0), b"")).0, address);
+        assert_eq!(turn.seen(&Packet::ping(host.own(1), S, b"")).0, address);
+    }
 }
 
 #[test]

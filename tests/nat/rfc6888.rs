@@ -1,9 +1,9 @@
 //! RFC 6888: carrier-grade NATs.
 
 use crate::{
-    LIMITED, Turn,
+    LIMITED, POOL, Turn,
     packet::{
-        Host::{A, S, T},
+        Host::{A, B, S, T},
         Packet, SYN,
     },
 };
@@ -45,4 +45,36 @@ fn req6_exempt_destinations_are_reached_untranslated() {
     let question = Packet::udp(A.own(1), T.port(53), b"");
     assert_eq!(turn.inside(&question), ["Outside: udp A:+1 > T:53"]);
     assert_eq!(turn.outside(&Packet::udp(T.port(53), A.own(1), b"")), ["Inside: udp T:53 > A:+1"]);
+}
+
+#[test]
+fn req3_every_address_of_the_pool_is_used() {
+    let turn = Turn::with(POOL);
+    let mut seen = std::collections::BTreeSet::new();
+    // Hosts that nobody has heard of; what is seen of them is enough.
+    for host in 10..40 {
+        let mut packet = Packet::udp(A.own(1), S.port(53), b"").bytes(&turn.names).expect("a packet");
+        // The UDP checksum is left out, and the header's follows the address.
+        let sum = u16::from_be_bytes([packet[10], packet[11]]);
+        let (wrapped, carry) = sum.overflowing_sub(u16::from(host - packet[15]));
+        packet[10..12].copy_from_slice(&wrapped.wrapping_sub(u16::from(carry)).to_be_bytes());
+        packet[15] = host;
+        packet[26..28].fill(0);
+        for (_, out) in turn.put(crate::rig::Side::Inside, &packet) {
+            seen.insert(out[12..16].to_vec());
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [[203, 0, 113, 1], [203, 0, 113, 2]]);
+}
+
+#[test]
+fn req12_a_block_of_ports_is_one_hosts() {
+    let mut turn = Turn::with(POOL);
+    let mut blocks = std::collections::BTreeMap::new();
+    for number in 1..20 {
+        for host in [A, B] {
+            let (address, port) = turn.seen(&Packet::udp(host.own(number), S.port(53), b""));
+            assert_eq!(*blocks.entry((address, (port - 40_000) / 64)).or_insert(host), host);
+        }
+    }
 }

@@ -122,6 +122,8 @@ impl Rig {
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000",
         );
         rig.gateway("ip link set lo up");
+        // For a pool of two; nobody speaks to it otherwise.
+        rig.gateway("ip address add 203.0.113.2/32 dev lo");
         for (host, device) in [(Host::GatewayInside, "inside"), (Host::Gateway, "outside")] {
             rig.gateway(&format!("ip address add {}/24 dev {device}", host.address()));
         }

@@ -1,6 +1,7 @@
 //! The NAT of a gateway, whole: control core and workers over the memory driver, on a virtual clock. The tests are by
-//! RFC and named after its requirements; `docs/NAT.md` is their table.
+//! RFC and named after its requirements; `docs/NAT.md` is their table, and `document` checks that it is in step.
 
+mod document;
 mod rfc4787;
 mod rfc5382;
 mod rfc5508;

@@ -275,7 +275,7 @@ fn req14_fragments_that_overlap_are_dropped() {
     let parts = fragments(&big((SERVER, 53), outside), 1024, 9);
     assert_eq!(nat.send_outside(&parts[0]).len(), 1);
     let mut overlapping = parts[1].clone();
-    write(&mut overlapping, ip4::FRAGMENT, &(ip4::MORE_FRAGMENTS | 1016 / 8).to_be_bytes());
+    write(&mut overlapping, ip4::FRAGMENT, &(ip4::MORE_FRAGMENTS | (1016 / 8)).to_be_bytes());
     mend(&mut overlapping);
     assert_eq!(nat.send_outside(&overlapping), []);
     assert_eq!(nat.dropped(Reason::FragmentOverlap), 1);

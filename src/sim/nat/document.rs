@@ -1,0 +1,62 @@
+//! Checks the tables of requirements in `docs/NAT.md`: tests that are named there exist, no requirement is without one, and
+//! no test is without its row.
+
+use std::collections::BTreeSet;
+
+const DOCUMENT: &str = include_str!("../../../docs/NAT.md");
+
+/// The RFCs that have a table, with the tests on a virtual clock and those with real packets.
+const TABLES: [(&str, [&str; 2]); 5] = [
+    ("### RFC 4787", [include_str!("rfc4787.rs"), include_str!("../../../tests/nat/rfc4787.rs")]),
+    ("### RFC 5382", [include_str!("rfc5382.rs"), include_str!("../../../tests/nat/rfc5382.rs")]),
+    ("### RFC 5508", [include_str!("rfc5508.rs"), include_str!("../../../tests/nat/rfc5508.rs")]),
+    ("### RFC 7857", [include_str!("rfc7857.rs"), include_str!("../../../tests/nat/rfc7857.rs")]),
+    ("### RFC 6888", [include_str!("rfc6888.rs"), include_str!("../../../tests/nat/rfc6888.rs")]),
+];
+
+/// The cells of a section's rows, without the heading.
+fn rows(heading: &str) -> Vec<Vec<&'static str>> {
+    let section = DOCUMENT.split(heading).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n#").next().expect("there is always a first part");
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+/// What stands in backticks; of other tests than this file's the text of the cell speaks.
+fn names(cell: &'static str) -> Vec<&'static str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+fn tests(source: &'static str) -> BTreeSet<&'static str> {
+    let after = source.split("#[test]\nfn ").skip(1);
+    after.map(|rest| rest.split('(').next().expect("there is always a first part")).collect()
+}
+
+#[test]
+fn every_requirement_has_tests_and_every_test_its_requirement() {
+    for (heading, sources) in TABLES {
+        let rows = rows(heading);
+        assert!(!rows.is_empty(), "{heading} has no table");
+        let mut named = [BTreeSet::new(), BTreeSet::new()];
+        for row in &rows {
+            let [requirement, what, virtual_clock, real_packets] = row[..] else {
+                panic!("{heading}: not four cells: {row:?}")
+            };
+            if what.starts_with("Does not apply: ") {
+                assert_eq!((virtual_clock, real_packets), ("", ""), "{heading}, {requirement}");
+                continue;
+            }
+            assert!(!names(virtual_clock).is_empty(), "{heading}, {requirement}: no test");
+            assert!(!real_packets.is_empty(), "{heading}, {requirement}: neither a test nor a reason");
+            let is_plain = real_packets.starts_with('`') && !real_packets.contains("tests/");
+            named[0].extend(names(virtual_clock));
+            named[1].extend(names(real_packets).into_iter().filter(|_| is_plain));
+        }
+        for (named, source) in named.iter().zip(sources) {
+            let tests = tests(source);
+            let missing: Vec<_> = named.difference(&tests).collect();
+            let unnamed: Vec<_> = tests.difference(named).collect();
+            assert!(missing.is_empty() && unnamed.is_empty(), "{heading}: missing {missing:?}, unnamed {unnamed:?}");
+        }
+    }
+}
