@@ -45,3 +45,30 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 pub fn write(packet: &mut [u8], at: usize, bytes: &[u8]) {
     packet[at..at + bytes.len()].copy_from_slice(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Noise, and noise that begins as a header of either family does.
+        #[test]
+        fn parsers_never_panic(mut bytes in proptest::collection::vec(0u8.., 0..160), first in 0u8..4, next in 0u8..6) {
+            if let Some(byte) = bytes.first_mut() {
+                *byte = [*byte, 0x45, 0x4f, 0x60][usize::from(first)];
+            }
+            if first == 3 && bytes.len() > ip6::NEXT_HEADER {
+                bytes[ip6::NEXT_HEADER] = [0, 43, 44, 60, 17, 58][usize::from(next)];
+            }
+            for parsed in [ip4::parse(&bytes), ip4::parse_quoted(&bytes)].into_iter().flatten() {
+                proptest::prop_assert!(parsed.header_length <= bytes.len());
+                ip4::options(&bytes[..parsed.header_length]).for_each(drop);
+            }
+            for parsed in [ip6::parse(&bytes), ip6::parse_quoted(&bytes)].into_iter().flatten() {
+                proptest::prop_assert!((ip6::HEADER_BYTES..=bytes.len()).contains(&parsed.header_length));
+            }
+            let _ = (tcp::parse(&bytes), tcp::clamp_mss(&mut bytes.clone(), 1000), udp::checked_length(&bytes));
+            let _ = (relay::parse(&bytes), ethernet::ether_type(&bytes));
+        }
+    }
+}
