@@ -9,6 +9,8 @@
 //! node) -> [`driver`].
 
 pub mod address;
+#[cfg(test)]
+mod allocations;
 pub mod command;
 pub mod conntrack;
 pub mod context;

@@ -181,6 +181,11 @@ impl Bench {
         way
     }
 
+    /// By node of the graph: packets that were there.
+    pub(crate) fn visits(&self) -> impl Iterator<Item = u64> {
+        self.published.nodes.iter().map(|node| node.packets.load(Relaxed))
+    }
+
     fn edges(&self) -> Vec<(String, u64)> {
         let mut all = Vec::new();
         for (node, counters) in NODES.iter().zip(self.published.nodes.iter()) {

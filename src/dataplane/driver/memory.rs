@@ -14,6 +14,8 @@ pub struct MemoryDriver {
     free: Vec<u32>,
     incoming: VecDeque<(u8, Vec<u8>)>,
     outgoing: Vec<(u8, Vec<u8>)>,
+    /// Buffers of packets that came in, for those that go out.
+    buffers: Vec<Vec<u8>>,
     transmit_room: usize,
 }
 
@@ -29,13 +31,25 @@ impl MemoryDriver {
             free: (0..count).rev().collect(),
             incoming: VecDeque::new(),
             outgoing: Vec::new(),
+            buffers: Vec::new(),
             transmit_room: usize::MAX,
         }
     }
 
     /// A packet, Ethernet header included, comes in by `interface`. One that no frame holds is cut off.
     pub fn put(&mut self, interface: u8, packet: &[u8]) {
-        self.incoming.push_back((interface, packet[..packet.len().min(PACKET_BYTES_MAX)].to_vec()));
+        let mut bytes = self.buffers.pop().unwrap_or_else(empty);
+        bytes.extend_from_slice(&packet[..packet.len().min(PACKET_BYTES_MAX)]);
+        self.incoming.push_back((interface, bytes));
+    }
+
+    /// Makes room: neither the next `packets` that come in nor as many that go out allocate or free anything.
+    pub fn reserve(&mut self, packets: usize) {
+        self.outgoing.reserve(packets);
+        self.buffers.reserve(2 * packets);
+        while self.buffers.len() < packets {
+            self.buffers.push(empty());
+        }
     }
 
     /// Everything sent since the last call, by interface.
@@ -54,6 +68,11 @@ impl MemoryDriver {
     }
 }
 
+/// A buffer that every packet fits.
+fn empty() -> Vec<u8> {
+    Vec::with_capacity(PACKET_BYTES_MAX)
+}
+
 impl Driver for MemoryDriver {
     fn frames(&mut self) -> &mut Frames {
         &mut self.frames
@@ -63,9 +82,13 @@ impl Driver for MemoryDriver {
         let mut count = 0;
         while count < into.len() && !self.incoming.is_empty() {
             let Some(frame) = self.free.pop() else { break };
-            let (interface, packet) = self.incoming.pop_front().expect("not empty");
+            let (interface, mut packet) = self.incoming.pop_front().expect("not empty");
             self.frames.frame(frame)[FRAME_HEADROOM..FRAME_HEADROOM + packet.len()].copy_from_slice(&packet);
             into[count] = Received { frame, offset: FRAME_HEADROOM as u16, length: packet.len() as u16, interface };
+            if self.buffers.len() < self.buffers.capacity() {
+                packet.clear();
+                self.buffers.push(packet);
+            }
             count += 1;
         }
         count
@@ -87,7 +110,9 @@ impl Driver for MemoryDriver {
                 continue;
             }
             let range = usize::from(packet.offset)..usize::from(packet.offset) + usize::from(packet.length);
-            self.outgoing.push((packet.interface, self.frames.frame(packet.frame)[range].to_vec()));
+            let mut bytes = self.buffers.pop().unwrap_or_else(empty);
+            bytes.extend_from_slice(&self.frames.frame(packet.frame)[range]);
+            self.outgoing.push((packet.interface, bytes));
             self.free.push(packet.frame);
         }
     }
