@@ -217,7 +217,7 @@ fn commands_neither_allocate_nor_free() {
     let routes = Box::new(worker.bench.worker.context().routes.forwarding().clone());
     worker.tell(Command::SetForwarding(routes));
     assert!(matches!(worker.event(), Event::ForwardingRetired(_)), "the old routes are freed by the control core");
-    worker.tell(Command::SwapHistograms(Box::new(Histograms::new())));
+    worker.tell(Command::SwapHistograms(Box::<Histograms>::default()));
     assert!(matches!(worker.event(), Event::Histograms(_)));
     worker.tell(Command::ReadFan { fan: 1, request: 1 });
     assert!(matches!(worker.event(), Event::Fan { .. }));

@@ -1,16 +1,15 @@
-//! The duplicate window of a merge point (RFC 6479): which sequence numbers have been seen.
+//! The duplicate window of a merge point, and the replay window of an entry (RFC 6479): which sequence numbers have been
+//! seen.
 //!
 //! A ring of words instead of a shifting bitmap: advancing clears words, it never moves bits. Sequence numbers
 //! start at 1 and never wrap (64 bits). Checking is separate from marking, since only an authentic packet may
 //! be marked and checking is the cheaper test.
 
-use super::prefetch::prefetch;
+use super::{prefetch::prefetch, reason::Reason};
 use crate::limits::WINDOW_BITS;
 
+/// Words of a merge point's window.
 const WORDS: usize = WINDOW_BITS / 64;
-
-/// One word of the ring is always being entered, so this many numbers behind the highest are told apart.
-pub const DEPTH: u64 = (WINDOW_BITS - 64) as u64;
 
 /// Why a sequence number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,21 +20,33 @@ pub enum Reject {
     TooOld,
 }
 
-/// The window.
-#[derive(Clone, Debug)]
-#[repr(C)]
-pub struct Window {
-    highest: u64,
-    words: [u64; WORDS],
-}
-
-impl Default for Window {
-    fn default() -> Self {
-        Self { highest: 0, words: [0; WORDS] }
+impl From<Reject> for Reason {
+    fn from(reject: Reject) -> Self {
+        match reject {
+            Reject::Duplicate => Self::Duplicate,
+            Reject::TooOld => Self::TooOld,
+        }
     }
 }
 
-impl Window {
+/// The window, of `N` words: a merge point's where nothing else is said.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Window<const N: usize = WORDS> {
+    highest: u64,
+    words: [u64; N],
+}
+
+impl<const N: usize> Default for Window<N> {
+    fn default() -> Self {
+        Self { highest: 0, words: [0; N] }
+    }
+}
+
+impl<const N: usize> Window<N> {
+    /// One word of the ring is always being entered, so this many numbers behind the highest are told apart.
+    pub const DEPTH: u64 = (N as u64 - 1) * 64;
+
     /// The highest number marked; zero: none yet.
     #[inline]
     pub fn highest(&self) -> u64 {
@@ -45,7 +56,7 @@ impl Window {
     /// Asks for the word of `sequence`.
     #[inline]
     pub fn prefetch(&self, sequence: u64) {
-        prefetch(&self.words[word(sequence)]);
+        prefetch(&self.words[Self::word(sequence)]);
     }
 
     /// May `sequence` still be marked?
@@ -54,29 +65,29 @@ impl Window {
         if sequence > self.highest {
             return Ok(());
         }
-        if sequence == 0 || self.highest - sequence >= DEPTH {
+        if sequence == 0 || self.highest - sequence >= Self::DEPTH {
             return Err(Reject::TooOld);
         }
-        if self.words[word(sequence)] & bit(sequence) != 0 { Err(Reject::Duplicate) } else { Ok(()) }
+        if self.words[Self::word(sequence)] & bit(sequence) != 0 { Err(Reject::Duplicate) } else { Ok(()) }
     }
 
     /// Marks a number that [`Window::check`] let pass.
     #[inline]
     pub fn mark(&mut self, sequence: u64) {
         if sequence > self.highest {
-            let steps = (sequence / 64 - self.highest / 64).min(WORDS as u64);
+            let steps = (sequence / 64 - self.highest / 64).min(N as u64);
             for step in 0..steps {
-                self.words[((sequence / 64 - step) % WORDS as u64) as usize] = 0;
+                self.words[((sequence / 64 - step) % N as u64) as usize] = 0;
             }
             self.highest = sequence;
         }
-        self.words[word(sequence)] |= bit(sequence);
+        self.words[Self::word(sequence)] |= bit(sequence);
     }
-}
 
-#[inline]
-fn word(sequence: u64) -> usize {
-    (sequence / 64 % WORDS as u64) as usize
+    #[inline]
+    fn word(sequence: u64) -> usize {
+        (sequence / 64 % N as u64) as usize
+    }
 }
 
 #[inline]
@@ -89,9 +100,11 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    const DEPTH: u64 = <Window>::DEPTH;
+
     #[test]
     fn a_number_passes_once_in_any_order() {
-        let mut window = Window::default();
+        let mut window = <Window>::default();
         for sequence in [5, 1, 3, 1900, 4, 100] {
             assert_eq!(window.check(sequence), Ok(()), "{sequence}");
             window.mark(sequence);
@@ -106,7 +119,7 @@ mod tests {
         /// Against the obvious model: a set of all numbers ever marked.
         #[test]
         fn agrees_with_a_set(steps in proptest::collection::vec((0..DEPTH * 3 / 2, 0u64..2), 1..400)) {
-            let mut window = Window::default();
+            let mut window = <Window>::default();
             let mut seen = HashSet::new();
             for (distance, forward) in steps {
                 let sequence = if forward == 1 { window.highest + distance / 8 } else { window.highest.saturating_sub(distance) };

@@ -6,7 +6,7 @@
 //! The path number stays, so that the client sees which path won.
 
 use super::prelude::*;
-use crate::dataplane::{outer, window::Reject};
+use crate::dataplane::outer;
 
 node!(EntryDown, "entry_down", [IpOutput], entry_down);
 
@@ -14,10 +14,7 @@ fn entry_down(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let packet = &mut context.packets[slot];
     let session = &context.slots[packet.slot as usize];
     if let Err(reject) = context.fans[session.fan as usize].merge(packet.path, packet.sequence) {
-        return Verdict::Drop(match reject {
-            Reject::Duplicate => Reason::Duplicate,
-            Reject::TooOld => Reason::TooOld,
-        });
+        return Verdict::Drop(reject.into());
     }
     if session.up.port == 0 {
         return Verdict::Drop(Reason::NoPath);

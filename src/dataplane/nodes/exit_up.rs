@@ -5,7 +5,7 @@
 
 use super::prelude::*;
 use crate::{
-    dataplane::{outer, window::Reject},
+    dataplane::outer,
     wire::{ip4, read_u16, relay},
 };
 
@@ -15,10 +15,7 @@ fn exit_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
     let fan = context.slots[packet.slot as usize].fan as usize;
     if let Err(reject) = context.fans[fan].merge(packet.path, packet.sequence) {
-        return Verdict::Drop(match reject {
-            Reject::Duplicate => Reason::Duplicate,
-            Reject::TooOld => Reason::TooOld,
-        });
+        return Verdict::Drop(reject.into());
     }
     if packet.kind == relay::Kind::KeepAliveUp {
         // What the client may have put behind the header is not sent back.

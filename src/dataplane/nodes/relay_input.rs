@@ -15,6 +15,7 @@ use crate::{
         packet::Bitmap,
         prefetch::prefetch,
         tags::Tags,
+        window::Reject,
     },
     limits::PACKET_SLOTS,
     wire::{ip4, read_u16, read_u32, relay, udp},
@@ -138,7 +139,10 @@ fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<No
         (Role::Exit, false) | (Role::Free, _) => return Err(Verdict::Drop(Reason::WrongDirection)),
     };
     let fan = &context.fans[session.fan as usize];
-    fan.prefetch(header.path, header.sequence);
+    match next {
+        NodeId::EntryUp => fan.prefetch_from_client(header.sequence),
+        _ => fan.prefetch(header.path, header.sequence),
+    }
     Ok(next)
 }
 
@@ -153,6 +157,9 @@ fn claim(context: &mut Context, frames: &mut Frames, slot: usize, next: NodeId) 
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
     }
     let (payload, key) = (&ip[RELAY_AT..], link.key);
+    if let Err(reject) = check_replay(context, slot, next) {
+        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into()));
+    }
     let claim = Claim { slot: slot as u8, next, tag: relay::read_tag(payload) };
     context.claims.push(claim, relay::Tagged::of(payload), &key);
 }
@@ -189,6 +196,17 @@ fn link_of(context: &Context, slot: usize, next: NodeId) -> Option<&Link> {
         NodeId::EntryUp => Some(&session.up),
         _ => context.fans[session.fan as usize].link(packet.path),
     }
+}
+
+/// A packet from the client must be a new one. Only a look: what is marked must be authentic.
+#[inline]
+fn check_replay(context: &Context, slot: usize, next: NodeId) -> Result<(), Reject> {
+    if next != NodeId::EntryUp {
+        return Ok(());
+    }
+    let packet = &context.packets[slot];
+    let session = &context.slots[packet.slot as usize];
+    context.fans[session.fan as usize].check_from_client(packet.sequence)
 }
 
 /// True for a packet that may come from an address we do not know: its tag will tell.
