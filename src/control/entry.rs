@@ -15,7 +15,7 @@ use crate::{
         command::Command,
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
     },
-    rpc::messages::{Failure, FailureReason, Open, Response, SessionId, SetUp, Setup},
+    rpc::messages::{Failure, FailureReason, LinkEnd, Open, Response, SessionId, SetUp, Setup},
 };
 
 /// Sessions without a packet yet that one address may have: more look like a flood.
@@ -23,7 +23,6 @@ const HALF_OPEN_MAX: u32 = 64;
 
 impl Control {
     pub(super) fn on_open(&mut self, source: Ipv4Addr, id: RequestId, open: Open, now: Nanos, unix_seconds: u64) {
-        self.counters.opens += 1;
         if let Err(reason) = self.open(source, id, open, now, unix_seconds) {
             self.counters.opens_failed += 1;
             tracing::debug!(%source, %reason, "session refused");
@@ -74,6 +73,7 @@ impl Control {
             return Err(FailureReason::Busy);
         }
 
+        self.counters.opens += 1;
         let place = self.take_slot(true)?;
         let key = self.random.key();
         let end = self.link_end(place.ct_index, place.generation);
@@ -97,6 +97,9 @@ impl Control {
                 key,
                 exit_address: Ipv4Addr::UNSPECIFIED,
                 paths,
+                care: Default::default(),
+                highest: 0,
+                visit_due: 0,
                 waiters: vec![id],
                 is_half_open: true,
             }),
@@ -135,34 +138,36 @@ impl Control {
     }
 
     /// Sends a Setup for each path whose next node is known.
-    fn ask_next_nodes(
+    fn ask_next_nodes(&mut self, open: &Open, upstream: LinkEnd, ct_index: CtIndex, now: Nanos) -> Vec<EntryPath> {
+        (0..open.paths.len() as u8).map(|path| self.ask_next_node(open, path, upstream, ct_index, now)).collect()
+    }
+
+    /// Sends a Setup for a path if its next node is known.
+    pub(super) fn ask_next_node(
         &mut self,
         open: &Open,
-        upstream: crate::rpc::messages::LinkEnd,
+        path: u8,
+        upstream: LinkEnd,
         ct_index: CtIndex,
         now: Nanos,
-    ) -> Vec<EntryPath> {
-        let mut paths = Vec::with_capacity(open.paths.len());
-        for (number, path) in open.paths.iter().enumerate() {
-            let Some(next) = self.peers.hop(&path[1]) else {
-                paths.push(EntryPath::Down(self.failure(FailureReason::UnknownNode)));
-                continue;
-            };
-            let setup = Setup {
-                token: open.token.clone(),
-                entry: self.config.name.clone(),
-                session: open.session,
-                kind: open.kind,
-                mtu: open.mtu,
-                path: number as u8,
-                route: path[1..].to_vec(),
-                upstream,
-                boot_epoch: self.config.boot_epoch,
-            };
-            let exchange = self.call_setup(next, setup, ct_index, now);
-            paths.push(EntryPath::Calling { exchange });
-        }
-        paths
+    ) -> EntryPath {
+        let route = open.paths[usize::from(path)][1..].to_vec();
+        let Some(next) = self.peers.hop(&route[0]) else {
+            return EntryPath::Down(self.failure(FailureReason::UnknownNode));
+        };
+        let to = next.name.clone();
+        let setup = Setup {
+            token: open.token.clone(),
+            entry: self.config.name.clone(),
+            session: open.session,
+            kind: open.kind,
+            mtu: open.mtu,
+            path,
+            route,
+            upstream,
+            boot_epoch: self.config.boot_epoch,
+        };
+        EntryPath::Calling { to, exchange: self.call_setup(next, setup, ct_index, now), failure: None }
     }
 
     pub(super) fn entry_path_answered(
@@ -172,21 +177,49 @@ impl Control {
         result: Result<(Hop, SetUp), Failure>,
         now: Nanos,
     ) {
-        let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
-        entry.paths[usize::from(path)] = match result {
+        let Some(session) = self.session(ct_index) else { return };
+        let state = session.state;
+        let Part::Entry(entry) = &mut session.part else { return };
+        let (answered, link) = match result {
             Ok((next, answer)) => {
                 entry.exit_address = answer.exit_address;
-                EntryPath::Up { next, link: downstream_link(&answer) }
+                let link = downstream_link(&answer);
+                (EntryPath::Up { next, link }, Some(link))
             }
-            Err(failure) => EntryPath::Down(failure),
+            Err(failure) => (EntryPath::Down(failure), None),
         };
-        if !entry.paths.iter().any(|path| matches!(path, EntryPath::Calling { .. })) {
-            self.entry_conclude(ct_index, now);
+        let is_up = |path: &EntryPath| matches!(path, EntryPath::Up { .. });
+        let is_first = link.is_some() && !entry.paths.iter().any(is_up);
+        if state == State::Opening {
+            entry.paths[usize::from(path)] = answered;
+            match entry.paths.iter().any(|path| matches!(path, EntryPath::Calling { .. })) {
+                false => self.entry_conclude(ct_index, now),
+                true if is_first => self.hurry(ct_index, now),
+                true => {}
+            }
+            return;
+        }
+        // The session has started without this path.
+        let fan = entry.fan;
+        self.set_entry_path(ct_index, path, answered);
+        match link {
+            // A slot that may just be freed gets its links if it is kept.
+            Some(_) if state == State::Ageing => {}
+            Some(_) => self.command(ct_index.worker(), Command::SetFanLink { fan, path, link }),
+            None => self.close_if_without_path(ct_index, now),
         }
     }
 
-    /// Every path is up or has failed: the session starts, or is undone.
-    fn entry_conclude(&mut self, ct_index: CtIndex, now: Nanos) {
+    /// Ends a session of whose paths none is up or to come.
+    pub(super) fn close_if_without_path(&mut self, ct_index: CtIndex, now: Nanos) {
+        let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
+        if entry.paths.iter().all(|path| matches!(path, EntryPath::Down(_))) {
+            self.close(ct_index, now);
+        }
+    }
+
+    /// The session starts with the paths that are up, or is undone where there are none.
+    pub(super) fn entry_conclude(&mut self, ct_index: CtIndex, now: Nanos) {
         let Some(session) = self.session(ct_index) else { return };
         let generation = session.generation;
         let Part::Entry(entry) = &mut session.part else { return };
@@ -230,6 +263,7 @@ impl Control {
         self.counters.opened += 1;
         tracing::debug!(slot = ct_index.0, "session opened");
         self.respond_opened(ct_index, generation, &waiters);
+        self.watch(ct_index, now);
     }
 
     fn respond_opened(&mut self, ct_index: CtIndex, generation: u16, waiters: &[RequestId]) {

@@ -44,6 +44,8 @@ pub(crate) struct TableWorker {
     pub(crate) fans: BTreeMap<u32, (FanInit, [Option<Link>; PATHS_MAX])>,
     pub(crate) bindings: BTreeMap<u32, BindingInit>,
     pub(crate) hosts6: BTreeMap<u32, Ipv6Addr>,
+    /// By fan: what is said of it.
+    pub(crate) reports: BTreeMap<u32, FanReport>,
     pub(crate) forwarding: Forwarding,
     pub(crate) resumed: Vec<u32>,
     pub(crate) refused: Vec<(u32, Reason)>,
@@ -62,6 +64,7 @@ impl TableWorker {
             fans: BTreeMap::new(),
             bindings: BTreeMap::new(),
             hosts6: BTreeMap::new(),
+            reports: BTreeMap::new(),
             forwarding: Forwarding::default(),
             resumed: Vec::new(),
             refused: Vec::new(),
@@ -160,7 +163,10 @@ impl TableWorker {
             }
             Command::SendProbe { peer, sequence } => self.probes.push((peer, sequence, now)),
             Command::SwapHistograms(empty) => return Some(Event::Histograms(empty)),
-            Command::ReadFan { request, .. } => return Some(Event::Fan { request, report: FanReport::default() }),
+            Command::ReadFan { fan, request, .. } => {
+                let report = self.reports.get(&fan).copied().unwrap_or_default();
+                return Some(Event::Fan { request, report });
+            }
         }
         None
     }

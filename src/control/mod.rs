@@ -29,6 +29,7 @@ mod ports;
 mod probes;
 mod random;
 mod relay;
+mod repair;
 mod sessions;
 pub mod show;
 mod tables;
@@ -38,7 +39,7 @@ mod tests;
 mod wheel;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::Ipv4Addr,
     sync::Arc,
 };
@@ -53,7 +54,7 @@ use self::{
     gateway::GatewayState,
     peers::Peers,
     random::Random,
-    sessions::{Name, Part, Session},
+    sessions::{Asker, Name, Part, Session},
     tables::Tables,
 };
 use crate::{
@@ -91,8 +92,10 @@ pub struct Control {
     adjacencies: Adjacencies,
     gateway: Option<GatewayState>,
     /// Reports of fans that were asked for: who asked.
-    fan_requests: BTreeMap<u64, RequestId>,
+    fan_requests: BTreeMap<u64, Asker>,
     fan_request_next: u64,
+    /// Sessions that entered here, by when they are visited next.
+    visits: BTreeSet<(Nanos, u32)>,
     histograms_due: Nanos,
     /// Everything but commands, which wait in the workers' backlogs.
     effects: VecDeque<Effect>,
@@ -124,6 +127,7 @@ impl Control {
             gateway: config.gateway.clone().map(GatewayState::new),
             fan_requests: BTreeMap::new(),
             fan_request_next: 0,
+            visits: BTreeSet::new(),
             histograms_due: now + HISTOGRAM_INTERVAL,
             effects: VecDeque::new(),
             counters: Counters::default(),
@@ -179,17 +183,20 @@ impl Control {
                 filled.clear();
                 tables.spare_histograms = Some(filled);
             }
-            Event::Fan { request, report } => {
-                if let Some(request) = self.fan_requests.remove(&request) {
-                    self.effects.push_back(Effect::FanReport { request, report });
+            Event::Fan { request, report } => match self.fan_requests.remove(&request) {
+                Some(Asker::Operator(request)) => self.effects.push_back(Effect::FanReport { request, report }),
+                Some(Asker::Watch { ct_index, generation }) => {
+                    self.on_path_report(ct_index, generation, &report, now);
                 }
-            }
+                None => {}
+            },
         }
     }
 
     /// Time passed: to be called every 1 to 100 ms.
     pub fn on_tick(&mut self, now: Nanos) {
         self.expire_exchanges(now);
+        self.visit_sessions(now);
         self.expire_adjacencies(now);
         self.send_probes(now);
         self.age(now);
@@ -240,6 +247,10 @@ impl Control {
     /// Reads how a session's paths merge here: answered by [`Effect::FanReport`]. False where `ct_index` is no
     /// open session with paths that merge (a relay's has none), and nothing comes.
     pub fn read_paths(&mut self, request: RequestId, ct_index: CtIndex) -> bool {
+        self.read_fan(Asker::Operator(request), ct_index)
+    }
+
+    fn read_fan(&mut self, asker: Asker, ct_index: CtIndex) -> bool {
         let fan = match self.session(ct_index) {
             Some(session) if session.state == sessions::State::Open => session.fan(),
             _ => None,
@@ -247,8 +258,8 @@ impl Control {
         let Some(fan) = fan else { return false };
         let number = self.fan_request_next;
         self.fan_request_next += 1;
-        self.fan_requests.insert(number, request);
-        self.command(ct_index.worker(), Command::ReadFan { fan, request: number });
+        self.fan_requests.insert(number, asker);
+        self.command(ct_index.worker(), Command::ReadFan { slot: ct_index.slot(), fan, request: number });
         true
     }
 

@@ -177,18 +177,17 @@ impl Control {
     /// Removes a path at its entry; the last one ends the session.
     fn entry_drop_path(&mut self, ct_index: CtIndex, path: u8, now: Nanos) {
         let Some(session) = self.session(ct_index) else { return };
-        let is_written = session.state != State::Opening;
+        let state = session.state;
         let Part::Entry(entry) = &mut session.part else { return };
-        let place = &mut entry.paths[usize::from(path)];
-        let EntryPath::Up { next, .. } = place else { return };
-        *place = EntryPath::Down(Failure { hop: next.name.clone(), reason: FailureReason::Unreachable });
+        let EntryPath::Up { next, .. } = &entry.paths[usize::from(path)] else { return };
+        let failure = Failure { hop: next.name.clone(), reason: FailureReason::Unreachable };
         let fan = entry.fan;
-        if !is_written {
-            return;
+        self.set_entry_path(ct_index, path, EntryPath::Down(failure));
+        if state == State::Open {
+            self.command(ct_index.worker(), Command::SetFanLink { fan, path, link: None });
         }
-        if entry.paths.iter().all(|path| matches!(path, EntryPath::Down(_))) {
-            return self.close(ct_index, now);
+        if state != State::Opening {
+            self.close_if_without_path(ct_index, now);
         }
-        self.command(ct_index.worker(), Command::SetFanLink { fan, path, link: None });
     }
 }

@@ -7,12 +7,12 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use super::interface::RequestId;
+use super::{interface::RequestId, repair::Care};
 use crate::{
     Nanos,
-    dataplane::conntrack::Link,
+    dataplane::conntrack::{CtIndex, Link},
     limits::PATHS_MAX,
-    rpc::messages::{Failure, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind, SetUp},
+    rpc::messages::{Failure, FailureReason, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind, SetUp},
     wire::relay::HopKey,
 };
 
@@ -77,6 +77,15 @@ pub(super) enum Part {
     Exit(Box<Exit>),
 }
 
+/// Who reads how a session's paths merge.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// The operator.
+    Operator(RequestId),
+    /// The control core itself, of an entry's session.
+    Watch { ct_index: CtIndex, generation: u16 },
+}
+
 /// The entry's part.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -89,6 +98,12 @@ pub(super) struct Entry {
     pub(super) exit_address: Ipv4Addr,
     /// By path number.
     pub(super) paths: Vec<EntryPath>,
+    /// By path number.
+    pub(super) care: [Care; PATHS_MAX],
+    /// Highest sequence number from the exit at the last visit.
+    pub(super) highest: u64,
+    /// When the session is visited next.
+    pub(super) visit_due: Nanos,
     pub(super) waiters: Vec<RequestId>,
     /// Counted in `Control::half_open`: the client has not sent a packet yet.
     pub(super) is_half_open: bool,
@@ -97,8 +112,8 @@ pub(super) struct Entry {
 /// A path at its entry.
 #[derive(Debug)]
 pub(super) enum EntryPath {
-    /// Asked for.
-    Calling { exchange: u64 },
+    /// Asked for; not for the first time where it has a failure.
+    Calling { to: NodeName, exchange: u64, failure: Option<Failure> },
     /// Set up.
     Up { next: Hop, link: Link },
     /// Not, or not any more.
@@ -151,7 +166,9 @@ impl Session {
     pub(super) fn opened(entry: &Entry, end: LinkEnd) -> Opened {
         let paths = entry.paths.iter().map(|path| match path {
             EntryPath::Down(failure) => Some(failure.clone()),
-            EntryPath::Calling { .. } | EntryPath::Up { .. } => None,
+            EntryPath::Calling { failure: Some(failure), .. } => Some(failure.clone()),
+            EntryPath::Calling { to, .. } => Some(Failure { hop: to.clone(), reason: FailureReason::Pending }),
+            EntryPath::Up { .. } => None,
         });
         Opened { entry: end, key: entry.key, exit_address: entry.exit_address, paths: paths.collect() }
     }

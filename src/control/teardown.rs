@@ -63,6 +63,7 @@ impl Control {
         for id in session.take_waiters() {
             self.refuse(id, FailureReason::UnknownSession);
         }
+        self.unwatch(ct_index);
         self.leave(ct_index, now);
         match before {
             State::Open => self.free_slot(ct_index),
@@ -80,6 +81,7 @@ impl Control {
             session.state = State::Closing;
             self.counters.aged += 1;
             tracing::debug!(slot = ct_index.0, "session aged out");
+            self.unwatch(ct_index);
             self.leave(ct_index, now);
         }
         let bindings = match self.session(ct_index).map(|session| &session.part) {
@@ -97,7 +99,10 @@ impl Control {
         let Some(session) = self.session(ct_index).filter(|session| session.is_free_pending) else { return };
         session.is_free_pending = false;
         match session.state {
-            State::Ageing => session.state = State::Open,
+            State::Ageing => {
+                session.state = State::Open;
+                self.write_links(ct_index);
+            }
             _ => self.free_slot(ct_index),
         }
     }
@@ -136,7 +141,7 @@ impl Control {
             Part::Entry(entry) => {
                 for (number, path) in (0u8..).zip(&entry.paths) {
                     match path {
-                        EntryPath::Calling { exchange } => exchanges.push(*exchange),
+                        EntryPath::Calling { exchange, .. } => exchanges.push(*exchange),
                         EntryPath::Up { next, .. } => downstream.push((number, next.clone())),
                         EntryPath::Down(_) => {}
                     }

@@ -219,7 +219,7 @@ fn commands_neither_allocate_nor_free() {
     assert!(matches!(worker.event(), Event::ForwardingRetired(_)), "the old routes are freed by the control core");
     worker.tell(Command::SwapHistograms(Box::<Histograms>::default()));
     assert!(matches!(worker.event(), Event::Histograms(_)));
-    worker.tell(Command::ReadFan { fan: 1, request: 1 });
+    worker.tell(Command::ReadFan { slot: 3, fan: 1, request: 1 });
     assert!(matches!(worker.event(), Event::Fan { .. }));
     worker.bench.now += SECOND;
     worker.tell(Command::SetFanLink { fan: 1, path: 1, link: None });

@@ -44,8 +44,8 @@ pub enum Command {
     SendProbe { peer: u16, sequence: u64 },
     /// Exchanges the histograms: the worker goes on with these, the filled ones come as [`Event::Histograms`].
     SwapHistograms(Box<Histograms>),
-    /// Reads the merging state of a fan; answered by [`Event::Fan`].
-    ReadFan { fan: u32, request: u64 },
+    /// Reads the merging state of the fan of the session in `slot`; answered by [`Event::Fan`].
+    ReadFan { slot: u32, fan: u32, request: u64 },
 }
 
 /// From a worker to the control core.

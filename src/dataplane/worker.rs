@@ -306,12 +306,12 @@ impl<D: Driver> Worker<D> {
                 let filled = std::mem::replace(&mut self.histograms, empty);
                 self.tell(Event::Histograms(filled));
             }
-            Command::ReadFan { fan, request } => {
+            Command::ReadFan { slot, fan, request } => {
                 let client = self
                     .context
                     .slots
-                    .iter()
-                    .find(|slot| slot.role == Role::Entry && slot.fan == fan)
+                    .get(slot as usize)
+                    .filter(|slot| slot.role == Role::Entry && slot.fan == fan)
                     .map(|slot| (slot.up.address, slot.up.port));
                 if let Some(fan) = self.context.fans.get(fan as usize) {
                     let report = super::conntrack::FanReport { client, ..fan.report() };

@@ -106,6 +106,10 @@ pub enum FailureReason {
     Busy,
     /// There is no such session.
     UnknownSession,
+    /// The path was set up, and nothing arrives over it any more.
+    Silent,
+    /// The next hop was asked and has not answered yet.
+    Pending,
 }
 
 impl fmt::Display for FailureReason {
@@ -122,6 +126,8 @@ impl fmt::Display for FailureReason {
             Self::DestinationDenied => "the exit's policy forbids the destination",
             Self::Busy => "the node is too busy",
             Self::UnknownSession => "there is no such session",
+            Self::Silent => "nothing arrives over the path any more",
+            Self::Pending => "the next node has not answered yet",
         })
     }
 }

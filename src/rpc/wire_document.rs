@@ -123,6 +123,8 @@ fn choices_have_the_documented_numbers() {
         FailureReason::DestinationDenied,
         FailureReason::Busy,
         FailureReason::UnknownSession,
+        FailureReason::Silent,
+        FailureReason::Pending,
     ];
     assert_eq!(reasons.len(), all.len());
     for (at, reason) in all.into_iter().enumerate() {
