@@ -22,6 +22,15 @@ const PAUSE_FIRST: Nanos = 500 * MILLISECOND;
 /// Longest pause.
 const PAUSE_MAX: Nanos = 15 * SECOND;
 
+/// Between two looks at whether the entry is to be asked about the session.
+const LOOK: Nanos = 2 * SECOND;
+
+/// Between two questions about the paths of a tunnel where all is well.
+const CHECK: Nanos = 10 * SECOND;
+
+/// The exit was not heard for this long though it was asked: something broke.
+const OVERDUE: Nanos = 7 * SECOND;
+
 /// An open session and the socket it uses.
 pub(super) struct Live {
     /// Its data plane.
@@ -32,6 +41,56 @@ pub(super) struct Live {
     pub(super) details: OpenSession,
     /// When it was opened.
     pub(super) since: Nanos,
+    /// When it is looked at next.
+    look_at: Nanos,
+    /// When the entry was last asked how the paths do, or said so.
+    checked: Nanos,
+}
+
+impl Live {
+    /// Asks the entry about the session, now and then, and where the exit is overdue: the entry may have been started
+    /// anew, or a path may have come or gone.
+    fn look(&mut self, ticket: u64, kind: SessionKind, opener: &Opener, now: Nanos) {
+        if now < self.look_at {
+            return;
+        }
+        self.look_at = now + LOOK;
+        let is_overdue = now >= self.session.heard() + OVERDUE;
+        let is_watched = matches!(kind, SessionKind::Tunnel { .. }) && now >= self.checked + CHECK;
+        if is_overdue || is_watched {
+            self.checked = now;
+            let (session, plan) = (self.details.id, self.details.plan.clone());
+            opener.order(Order::Check { ticket, kind, session, plan });
+        }
+    }
+
+    /// Takes over how the paths are now. False where the session is another one, under the same number.
+    fn refresh(&mut self, details: &OpenSession) -> bool {
+        let (before, now) = (&self.details.opened, &details.opened);
+        if (before.entry, before.key) != (now.entry, now.key) {
+            return false;
+        }
+        for (number, (path, before)) in self.details.plan.paths.iter().zip(&before.paths).enumerate() {
+            match &now.paths[number] {
+                None if before.is_some() => tracing::info!("path {number} ({path}) is open now"),
+                Some(failure) if before.is_none() => tracing::warn!("path {number} ({path}) is down: {failure}"),
+                _ => {}
+            }
+        }
+        self.details.opened = details.opened.clone();
+        true
+    }
+}
+
+/// What the entry's answer about a session means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// It goes on.
+    Same,
+    /// The entry had lost it, and opened it anew.
+    Anew,
+    /// Nobody here has it any more.
+    Unknown,
 }
 
 enum State {
@@ -107,8 +166,21 @@ impl Carrier {
         let socket = SessionSocket::connect(details.opened.entry.data)?;
         self.failures = 0;
         let session = Session::new(&details.opened, inside, now);
-        self.state = State::Open(Box::new(Live { session, socket, details, since: now }));
+        self.state =
+            State::Open(Box::new(Live { session, socket, details, since: now, look_at: now + LOOK, checked: now }));
         Ok(self.live().expect("it was opened in the line above"))
+    }
+
+    /// The entry has answered a question about the session that `details` is of.
+    pub(super) fn checked(&mut self, details: &OpenSession) -> Checked {
+        match &mut self.state {
+            State::Open(live) if live.details.id != details.id => Checked::Unknown,
+            State::Open(live) => match live.refresh(details) {
+                true => Checked::Same,
+                false => Checked::Anew,
+            },
+            State::Opening | State::Pausing { .. } => Checked::Unknown,
+        }
     }
 
     /// The session could not be opened: what waits is dropped, and a pause begins.
@@ -132,7 +204,7 @@ impl Carrier {
         match &self.state {
             State::Opening => Nanos::MAX,
             State::Pausing { until } => *until,
-            State::Open(live) => live.session.deadline(),
+            State::Open(live) => live.session.deadline().min(live.look_at),
         }
     }
 
@@ -143,11 +215,15 @@ impl Carrier {
             State::Pausing { until } if now < *until => Tick::Nothing,
             State::Pausing { .. } => Tick::PauseOver,
             State::Open(live) => match live.session.poll(now) {
-                Due::Nothing => Tick::Nothing,
+                Due::Nothing => {
+                    live.look(self.ticket, self.kind, opener, now);
+                    Tick::Nothing
+                }
                 Due::KeepAlive(datagram) => {
                     if live.socket.send(&datagram).is_err() {
                         drops.count(Reason::SendFailed);
                     }
+                    live.look(self.ticket, self.kind, opener, now);
                     Tick::Nothing
                 }
                 Due::Lost => {

@@ -21,7 +21,7 @@ use std::{
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{
-    carrier::{Carrier, Tick},
+    carrier::{Carrier, Checked, Tick},
     config::{ClientConfig, Forward, Protocol},
     drops::{Drops, Reason},
     flow::{Flow, User},
@@ -243,6 +243,7 @@ impl Data {
                 tracing::warn!("no paths yet: {error}");
                 Ok(())
             }
+            Letter::Checked { ticket, details } => self.on_checked(ticket, *details, now),
             Letter::Opened { ticket, result: Ok(details) } => self.on_opened(ticket, *details, now),
             Letter::Opened { ticket, result: Err(error) } => self.on_open_failed(ticket, &error, now),
         }
@@ -270,6 +271,21 @@ impl Data {
         }
         self.on_flow_time(id, now);
         Ok(())
+    }
+
+    fn on_checked(&mut self, id: u64, details: OpenSession, now: Nanos) -> Result<(), Stop> {
+        match self.flows.get_mut(&id).map_or(Checked::Unknown, |flow| flow.carrier.checked(&details)) {
+            Checked::Same => Ok(()),
+            Checked::Anew => {
+                tracing::warn!("{} was started anew and has opened the session again", details.plan.entry.name);
+                self.on_opened(id, details, now)
+            }
+            // It was given up meanwhile; by asking it may have been opened again.
+            Checked::Unknown => {
+                self.shared.opener.order(Order::Close { entry: details.plan.entry, session: details.id });
+                Ok(())
+            }
+        }
     }
 
     fn on_open_failed(&mut self, id: u64, error: &OpenError, now: Nanos) -> Result<(), Stop> {

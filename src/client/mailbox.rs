@@ -25,6 +25,13 @@ pub enum Letter {
         /// The session, or why there is none.
         result: Result<Box<OpenSession>, OpenError>,
     },
+    /// The answer to an [`Order::Check`](super::opener::Order::Check).
+    Checked {
+        /// Of the order.
+        ticket: u64,
+        /// How the session is now.
+        details: Box<OpenSession>,
+    },
     /// The end of an [`Order::Plan`](super::opener::Order::Plan).
     Planned(Result<Box<Plan>, OpenError>),
     /// The operator wants to see something.

@@ -41,6 +41,9 @@ const TOPOLOGY_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the entry's answer; the nodes behind it have to answer first, and each has a time-out of its own.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// For the answer to a check; there will be another one.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Opens sent before a session is given up.
 const TRIES_MAX: u32 = 3;
 
@@ -64,6 +67,18 @@ pub enum Order {
         ticket: u64,
         /// What the session will carry.
         kind: SessionKind,
+    },
+    /// Ask the entry how a session's paths do, by the Open it was opened with. An entry that was started anew opens it
+    /// anew. The answer is a [`Letter::Checked`]; there is none where the entry does not answer.
+    Check {
+        /// Names the order.
+        ticket: u64,
+        /// What the session carries.
+        kind: SessionKind,
+        /// Which.
+        session: SessionId,
+        /// The plan it was opened by.
+        plan: Plan,
     },
     /// End a session.
     Close {
@@ -302,6 +317,22 @@ impl Work {
         }
     }
 
+    async fn check(&self, kind: SessionKind, session: SessionId, plan: Plan) -> Option<OpenSession> {
+        let entry = plan.entry.clone();
+        let mut attempt = Attempt::new(session, plan);
+        let request = attempt.request(&self.config.token, kind, self.config.mtu());
+        let identity = ServerIdentity::Node(entry.name.clone());
+        let answer = self.pool.call(&identity, entry.control, &request, CHECK_TIMEOUT).await;
+        match attempt.on_answer(answer) {
+            Step::Open(session) => Some(*session),
+            Step::Again => None,
+            Step::Failed { error, .. } => {
+                tracing::debug!("{} says nothing of the session's paths: {error}", entry.name);
+                None
+            }
+        }
+    }
+
     /// The topology: one of a moment ago, a new one, or, while the control centre does not answer, the last one.
     async fn topology(&self) -> Result<Arc<Topology>, OpenError> {
         let mut known = self.topology.lock().await;
@@ -376,6 +407,11 @@ async fn serve(work: Arc<Work>, socket: Option<OperatorSocket>, mut orders: mpsc
             Order::Open { ticket, kind } => drop(opening.spawn(async move {
                 let result = work.open(kind).await;
                 work.mailbox.post(Letter::Opened { ticket, result: result.map(Box::new) });
+            })),
+            Order::Check { ticket, kind, session, plan } => drop(opening.spawn(async move {
+                if let Some(details) = work.check(kind, session, plan).await {
+                    work.mailbox.post(Letter::Checked { ticket, details: Box::new(details) });
+                }
             })),
             Order::Close { entry, session } => drop(closing.spawn(async move { work.close(&entry, session).await })),
         }

@@ -157,7 +157,8 @@ fn answer(request: &Request, is_controller: bool, topology: &Topology, record: &
         }
         Request::Topology { token } if is_controller && token == "token" => Response::Topology(topology.clone()),
         Request::Open(open) if !is_controller => {
-            let ct_index = record.sessions.len() as u32 + 7;
+            let known = record.sessions.iter().find(|(_, (known, _))| known.session == open.session);
+            let ct_index = known.map_or(record.sessions.len() as u32 + 7, |(ct_index, _)| *ct_index);
             let key = [ct_index as u8; 16];
             record.sessions.insert(ct_index, (open.clone(), key));
             Response::Opened(Opened {

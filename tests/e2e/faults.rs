@@ -64,7 +64,7 @@ fn two_lossy_paths_lose_far_less_than_one() {
 }
 
 #[test]
-fn a_session_starts_with_the_paths_that_work_and_names_the_others() {
+fn a_session_starts_with_the_paths_that_work_names_the_others_and_gets_them_back() {
     let testbed = Testbed::up("partial", "default");
     testbed.netns(&["stop", "client"]);
     // The control centre does not know yet: the client plans over the dead relay too.
@@ -73,14 +73,19 @@ fn a_session_starts_with_the_paths_that_work_and_names_the_others() {
     eventually("the session over the other path", || reaches_server(&testbed).then_some(()));
     let sessions = testbed.show("client", "sessions");
     assert_eq!(sessions[0]["paths"], 1, "{sessions}");
-    let paths = testbed.show("client", "paths");
     let of = |relay: &str| {
+        let paths = testbed.show("client", "paths");
         let through = |path: &&Value| path["nodes"].as_array().unwrap().iter().any(|node| node == relay);
         paths.as_array().unwrap().iter().find(through).map(|path| path["state"].as_str().unwrap().to_owned())
     };
-    assert_eq!(of("relay-b").as_deref(), Some("open"), "{paths}");
-    let failure = of("relay-a").expect("the failed path is shown");
-    assert!(failure.contains("did not answer") && failure.contains("relay-a"), "{failure}");
+    assert_eq!(of("relay-b").as_deref(), Some("open"));
+    eventually("the failed path to be shown with its reason", || {
+        let state = of("relay-a")?;
+        (state.contains("did not answer") && state.contains("relay-a")).then_some(())
+    });
+    testbed.netns(&["start", "relay-a"]);
+    eventually("the path to come back", || (of("relay-a")? == "open").then_some(()));
+    assert_eq!(testbed.show("client", "sessions")[0]["session"], sessions[0]["session"], "within the same session");
 }
 
 #[test]
