@@ -11,10 +11,12 @@ use std::{
 use super::{
     command::{Command, Event},
     conntrack::NO_BINDING,
-    graph::NODES,
+    graph::{NODES, Node},
     handoff,
+    nat::Translation,
     published::NODES_MAX,
     testing::*,
+    testing6::*,
 };
 use crate::{
     MILLISECOND, SECOND,
@@ -187,8 +189,44 @@ fn no_way_through_the_graph_allocates_or_frees() {
     worker.expect(&[], 1);
     worker.expect(&[frame(&udp_packet((SERVER, 53), (US, 42_000), b"answer"))], 1);
 
-    let missed: Vec<_> = NODES.iter().filter(|node| !worker.seen[node.id as usize]).map(|node| node.name).collect();
+    // Fragments: a stranger's second half waits for its first, which never comes.
+    let mut half = question(1000);
+    crate::wire::write(&mut half, ip4::FRAGMENT, &[0, 3]);
+    crate::wire::write(&mut half, ip4::CHECKSUM, &[0, 0]);
+    let checksum = crate::wire::checksum::of(&half[..20]);
+    crate::wire::write(&mut half, ip4::CHECKSUM, &checksum.to_be_bytes());
+    worker.expect(&[Relayed::up(3, 7, half).frame()], 0);
+
+    let seen6 = ip6(Counted::new(Bench::gateway6()));
+    let is_missed = |node: &&Node| !worker.seen[node.id as usize] && !seen6[node.id as usize];
+    let missed: Vec<_> = NODES.iter().filter(is_missed).map(|node| node.name).collect();
     assert_eq!(missed, ["handoff"], "which is below");
+}
+
+/// A gateway's hosts of IPv6, to servers of IPv6 and of IPv4. Returns which nodes were seen.
+fn ip6(mut worker: Counted) -> [bool; NODES_MAX] {
+    let from_inside = |packet: &[u8], worker: &mut Counted| {
+        let mut bytes = frame6(packet);
+        bytes[..6].copy_from_slice(&worker.bench.worker.context().routes.forwarding().interfaces[1].mac);
+        worker.bench.worker.driver().put(1, &bytes);
+    };
+    worker.bench.bind6(Translation::Nat66, ip4::UDP, 1000, PORT6);
+    from_inside(&udp6_packet((INSIDE6, 1000), (SERVER6, 53), b"question"), &mut worker);
+    worker.expect(&[], 1);
+    worker.expect(&[frame6(&udp6_packet((SERVER6, 53), (US6, PORT6), b"answer"))], 1);
+    let mut late = udp6_packet((INSIDE6, 1), (NEIGHBOUR6, 2), b"x");
+    late[crate::wire::ip6::HOP_LIMIT] = 1;
+    from_inside(&late, &mut worker);
+    worker.expect(&[], 1);
+    from_inside(&udp6_packet((INSIDE6, 1001), (SERVER6, 53), b"question"), &mut worker);
+    worker.expect(&[], 0);
+    assert!(matches!(worker.event(), Event::Punt { .. }));
+    worker.bench.bind6(Translation::Nat64, ip4::UDP, 1000, 41_000);
+    let server = super::nat::Prefix64::WELL_KNOWN.embed(SERVER);
+    from_inside(&udp6_packet((INSIDE6, 1000), (server, 53), b"question"), &mut worker);
+    worker.expect(&[], 1);
+    worker.expect(&[frame(&udp_packet((SERVER, 53), (US, 41_000), b"answer"))], 1);
+    worker.seen
 }
 
 fn burst_of_relayed(count: u64) -> Vec<Vec<u8>> {
