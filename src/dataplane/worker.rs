@@ -20,7 +20,12 @@ use super::{
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
     nat::{Bindings, Hosts6, NatConfig, held_syns::HeldSyns, token},
-    nodes::{icmp_error::ERRORS_A_TICK, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
+    nodes::{
+        icmp_error::{self, ERRORS_A_TICK},
+        probe,
+        punt::RESERVED_FOR_ANSWERS,
+        relay_input::Claims,
+    },
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
     published::{Published, Stamp, add},
@@ -293,6 +298,7 @@ impl<D: Driver> Worker<D> {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
                     match reason {
                         Reason::PortsExhausted | Reason::TableFull | Reason::HostLimit => self.prohibit(packet, reason),
+                        Reason::Unresolved => self.host_unreachable(packet),
                         _ => self.end_waiting(packet, NodeId::Punt, reason),
                     }
                 }
@@ -399,6 +405,16 @@ impl<D: Driver> Worker<D> {
         self.context
             .inject(Packet { icmp_type, icmp_code, mtu: 0, ..packet }, node)
             .expect("apply_commands leaves room for one packet");
+    }
+
+    /// A packet's next hop does not answer: its sender is told by ICMP, where that is anyone. The packet becomes the error.
+    fn host_unreachable(&mut self, mut packet: Packet) {
+        let frames = self.driver.frames();
+        let is_ip6 = packet.ip(frames)[0] >> 4 == 6;
+        let node = if is_ip6 { None } else { icmp_error::host_unreachable(&mut self.context, frames, &mut packet) };
+        let Some(node) = node else { return self.end_waiting(packet, NodeId::Punt, Reason::Unresolved) };
+        add(&self.context.published.nodes[NodeId::Punt as usize].drops[Reason::Unresolved as usize], 1);
+        self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
     }
 
     /// Tells those whose SYN was let in by nobody for six seconds that nobody listens.

@@ -27,6 +27,8 @@ pub const PARAMETER_PROBLEM: u8 = 12;
 
 /// Code of "net unreachable".
 pub const CODE_NET: u8 = 0;
+/// Code of "host unreachable".
+pub const CODE_HOST: u8 = 1;
 /// Code of "port unreachable".
 pub const CODE_PORT: u8 = 3;
 /// Code of "fragmentation needed and DF set".

@@ -134,6 +134,19 @@ impl Turn {
     }
 }
 
+/// The UDP packet with another last byte of an address (at 15 or 19), and no UDP checksum.
+fn renumbered(mut packet: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+    // RFC 1624: the checksum follows the change.
+    let change = u32::from(!packet[at]) + 0xff00 + u32::from(byte);
+    let sum = u32::from(!u16::from_be_bytes([packet[10], packet[11]])) + change;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let field = !((folded & 0xffff) + (folded >> 16)) as u16;
+    packet[10..12].copy_from_slice(&field.to_be_bytes());
+    packet[at] = byte;
+    packet[26..28].fill(0);
+    packet
+}
+
 /// Polls until it is so.
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;

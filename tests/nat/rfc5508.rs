@@ -135,6 +135,22 @@ fn req10_a_packet_whose_time_runs_out_here_is_answered() {
 }
 
 #[test]
+fn req10_that_nobody_answers_on_the_link_is_told() {
+    let turn = Turn::with(DEFAULT);
+    let sent = crate::renumbered(question().bytes(&turn.names).expect("a packet"), 19, 99);
+    turn.rig().send(Inside, &sent);
+    eventually("host unreachable about the packet", || {
+        let is_told = |packet: &[u8]| {
+            packet[9] == 1
+                && packet[20..22] == [3, 1]
+                && packet[28 + 12..] == sent[12..]
+                && packet[16..20] == [10, 0, 0, 2]
+        };
+        turn.rig().receive(crate::QUIET).iter().any(|(side, packet)| *side == Inside && is_told(packet))
+    });
+}
+
+#[test]
 fn req11_other_messages_and_errors_about_other_protocols_go_no_further() {
     let mut turn = Turn::with(DEFAULT);
     turn.inside(&ping());

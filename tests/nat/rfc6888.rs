@@ -53,13 +53,8 @@ fn req3_every_address_of_the_pool_is_used() {
     let mut seen = std::collections::BTreeSet::new();
     // Hosts that nobody has heard of; what is seen of them is enough.
     for host in 10..40 {
-        let mut packet = Packet::udp(A.own(1), S.port(53), b"").bytes(&turn.names).expect("a packet");
-        // The UDP checksum is left out, and the header's follows the address.
-        let sum = u16::from_be_bytes([packet[10], packet[11]]);
-        let (wrapped, carry) = sum.overflowing_sub(u16::from(host - packet[15]));
-        packet[10..12].copy_from_slice(&wrapped.wrapping_sub(u16::from(carry)).to_be_bytes());
-        packet[15] = host;
-        packet[26..28].fill(0);
+        let packet = Packet::udp(A.own(1), S.port(53), b"").bytes(&turn.names).expect("a packet");
+        let packet = crate::renumbered(packet, 15, host);
         for (_, out) in turn.put(crate::rig::Side::Inside, &packet) {
             seen.insert(out[12..16].to_vec());
         }

@@ -3,12 +3,20 @@
 //! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
 //! Reads: l3, from_inside, slot, icmp_type, icmp_code, mtu. Writes: offset, length, l3, l4, kind, destination.
 //!
+//! That a host is unreachable shows only after the NAT, when its next hop has not answered: that error is made between two
+//! sweeps ([`host_unreachable`]).
+//!
 //! Sent only within a budget a tick, and never about an ICMP error, a fragment's tail, or a packet from an
 //! address that is nobody's (RFC 1122 section 3.2.2).
 
 use super::prelude::*;
 use crate::{
-    dataplane::outer,
+    dataplane::{
+        gateway::Realm,
+        nat::rewrite::{self, Side},
+        outer,
+        packet::{Fragment, Packet},
+    },
     wire::{checksum, icmp, ip4, relay, write},
 };
 
@@ -24,14 +32,27 @@ const LENGTH_MAX: usize = 576;
 const HEADERS: usize = ip4::HEADER_BYTES + icmp::HEADER_BYTES;
 
 fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
-    let packet = &mut context.packets[slot];
-    let Ok(header) = ip4::parse(packet.ip(frames)) else { return Verdict::Drop(Reason::ErrorUnanswered) };
+    let mut packet = context.packets[slot];
+    if let Err(reason) = become_error(context, frames, &mut packet) {
+        return Verdict::Drop(reason);
+    }
+    context.packets[slot] = packet;
+    Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })
+}
+
+/// The packet becomes the error about it, to its sender.
+pub(in crate::dataplane) fn become_error(
+    context: &mut Context,
+    frames: &mut Frames,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    let Ok(header) = ip4::parse(packet.ip(frames)) else { return Err(Reason::ErrorUnanswered) };
     let is_error = header.protocol == ip4::ICMP
         && packet.transport(frames).first().is_none_or(|kind| !matches!(*kind, icmp::ECHO_REQUEST | icmp::ECHO_REPLY));
     let source = header.source;
     let is_nobody = source.is_unspecified() || source.is_multicast() || source.is_broadcast() || source.is_loopback();
     if is_error || is_nobody || header.fragment & 0x1fff != 0 || context.icmp_budget == 0 {
-        return Verdict::Drop(Reason::ErrorUnanswered);
+        return Err(Reason::ErrorUnanswered);
     }
     context.icmp_budget -= 1;
 
@@ -41,7 +62,6 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     packet.protocol = ip4::ICMP;
     packet.destination = source;
     packet.kind = relay::Kind::DataDown;
-    let packet = *packet;
     // Its sender knows us as the router on its link; a client of the overlay, as the exit.
     let gateway = context.routes.forwarding().gateway.as_ref().filter(|_| !packet.from_inside);
     let from = gateway.and_then(|gateway| gateway.router(packet.interface)).unwrap_or(context.identity.address);
@@ -56,14 +76,51 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     write(message, icmp::NEXT_HOP_MTU, &packet.mtu.to_be_bytes());
     let field = checksum::of(message);
     write(message, icmp::CHECKSUM, &field.to_be_bytes());
-    Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })
+    Ok(())
+}
+
+/// A packet that has been through the NAT, if it needed to, cannot be delivered: nobody answers at its next hop. It becomes
+/// "host unreachable", and the node is returned that the error starts at: it takes the NAT's way back, so that it quotes
+/// what its receiver sent or was sent. `None`: there is nobody to tell.
+pub(in crate::dataplane) fn host_unreachable(
+    context: &mut Context,
+    frames: &mut Frames,
+    packet: &mut Packet,
+) -> Option<NodeId> {
+    let header = ip4::parse(packet.ip(frames)).ok()?;
+    let is_relayed = header.protocol == ip4::UDP && header.source == context.identity.address && {
+        rewrite::port(packet.transport(frames), ip4::UDP, Side::Source) == Some(context.identity.data_port)
+    };
+    if is_relayed {
+        return None;
+    }
+    packet.icmp_type = icmp::UNREACHABLE;
+    packet.icmp_code = icmp::CODE_HOST;
+    packet.mtu = 0;
+    packet.from_inside = false;
+    packet.slot = Packet::NO_SLOT;
+    packet.fragment = Fragment::No;
+    become_error(context, frames, packet).ok()?;
+    let (from, to) = (context.routes.lookup(header.source), context.routes.lookup(header.destination));
+    let is_from_us = context.is_ours(header.source);
+    let is_to_host = to.realm == Realm::Inside && (is_from_us || from.realm == Realm::Outside && !from.is_exempt);
+    Some(match () {
+        () if is_to_host => NodeId::NatIn2out,
+        () if is_from_us => NodeId::NatOut2in,
+        () => NodeId::IpOutput,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        dataplane::{conntrack::NO_BINDING, testing::*},
+        dataplane::{
+            command::{Command, Event, PuntCause},
+            conntrack::NO_BINDING,
+            nat::Owner,
+            testing::*,
+        },
         limits::TICK,
     };
 
@@ -96,5 +153,61 @@ mod tests {
         let nobody = std::net::Ipv4Addr::new(224, 0, 0, 1);
         let big = udp_packet((nobody, 53), (US, 41_000), &[0; 1400]);
         bench.expect_drop(frame(&big), "icmp_error.drop.error_unanswered");
+    }
+
+    /// Has a packet wait in vain for `next_hop`; what is sent then.
+    fn in_vain(bench: &mut Bench, interface: u8, ip: &[u8]) -> Vec<(u8, Vec<u8>)> {
+        assert_eq!(bench.run_at(interface, &[ip.to_vec()]), []);
+        let Ok(Event::Punt { waiting, cause: PuntCause::NoAdjacency { .. } }) = bench.events.pop() else {
+            panic!("it does not wait for a next hop: {:?}", bench.moved())
+        };
+        bench.commands.push(Command::Refuse { waiting, reason: Reason::Unresolved }).unwrap();
+        bench.run_at(interface, &[])
+    }
+
+    /// No next hop is known.
+    fn gateway_of_the_deaf() -> Bench {
+        let mut bench = Bench::new();
+        bench.gateway();
+        bench.bind_for(Owner::INSIDE, ip4::UDP, 1000, 41_000, None);
+        bench
+    }
+
+    fn forget(bench: &mut Bench, interface: u8) {
+        let mut forwarding = bench.worker.context().routes.forwarding().clone();
+        forwarding.adjacencies.retain(|adjacency| adjacency.interface != interface);
+        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        while bench.events.pop().is_ok() {}
+    }
+
+    #[test]
+    fn a_host_hears_that_the_router_outside_does_not_answer_about_the_packet_it_sent() {
+        let mut bench = gateway_of_the_deaf();
+        forget(&mut bench, 0);
+        let sent = udp_packet((INSIDE, 1000), (SERVER, 53), b"question");
+        let out = in_vain(&mut bench, 1, &sent);
+        assert_eq!(out.len(), 1, "{:?}", bench.moved());
+        let (interface, ip) = (out[0].0, &out[0].1[14..]);
+        assert_eq!((interface, &ip[16..20], &ip[20..22]), (1, &INSIDE.octets()[..], &[3, 1][..]));
+        assert!(has_valid_checksums(ip));
+        let mut expected = sent;
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(ip[28..], expected);
+    }
+
+    #[test]
+    fn a_server_hears_that_an_inside_host_does_not_answer_and_not_who_it_is() {
+        let mut bench = gateway_of_the_deaf();
+        forget(&mut bench, 1);
+        let sent = udp_packet((SERVER, 53), (US, 41_000), b"answer");
+        let out = in_vain(&mut bench, 0, &sent);
+        assert_eq!(out.len(), 1, "{:?}", bench.moved());
+        let (interface, ip) = (out[0].0, &out[0].1[14..]);
+        assert_eq!((interface, &ip[12..16], &ip[16..20]), (0, &US.octets()[..], &SERVER.octets()[..]));
+        assert_eq!(ip[20..22], [3, 1]);
+        assert!(has_valid_checksums(ip));
+        let mut expected = sent;
+        ip4::decrement_ttl(&mut expected);
+        assert_eq!(ip[28..], expected);
     }
 }
