@@ -67,6 +67,9 @@ enum Command {
     Reload(operate::Reload),
     /// Have a running gateway take no new flows, and say how many are left
     Drain(operate::Drain),
+    /// Clear a table of a running node
+    #[command(subcommand)]
+    Clear(operate::Clear),
     /// Check whether this machine can run a node, and say what to do where it cannot
     Doctor(doctor::Arguments),
     /// Print the version
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Show(arguments) => show::run(&arguments),
         Command::Reload(arguments) => operate::reload(&arguments),
         Command::Drain(arguments) => operate::drain(&arguments),
+        Command::Clear(what) => operate::clear(&what),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Version => print(concat!("starnet ", env!("CARGO_PKG_VERSION"), "\n")),
     })

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{Failure, print, show::socket_of};
-use crate::telemetry::operator;
+use crate::{
+    control::show_nat::NatFilter,
+    telemetry::{operator, show_nat},
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Reload {
@@ -22,6 +25,34 @@ pub(super) struct Drain {
     /// The socket of the node [default: the only one in /run/starnet]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct ClearNat {
+    #[command(flatten)]
+    filter: NatFilter,
+    /// All of them
+    #[arg(long, conflicts_with_all = ["host", "protocol", "port", "outside", "state", "owner"])]
+    all: bool,
+    /// The socket of the node [default: the only one in /run/starnet]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+/// Tables that can be cleared.
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Clear {
+    /// Free NAT bindings; static mappings and those of flow sessions stay
+    Nat(ClearNat),
+}
+
+pub(super) fn clear(what: &Clear) -> Result<(), Failure> {
+    let Clear::Nat(ClearNat { filter, all, socket }) = what;
+    if *filter == NatFilter::default() && !all {
+        return Err(Failure::Usage("say which bindings, or --all (see starnet clear nat --help)".to_owned()));
+    }
+    let count = show_nat::clear(&socket_of(socket.as_deref())?, filter).map_err(Failure::runtime)?;
+    print(&format!("cleared: {count} bindings\n"))
 }
 
 pub(super) fn reload(arguments: &Reload) -> Result<(), Failure> {

@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::{Failure, print};
 use crate::{
+    control::show_nat::{Cursor, NatFilter, NatPart},
     node::RUN_DIRECTORY,
     telemetry::{
         operator,
         show::{self, Topic},
+        show_nat,
     },
 };
 
@@ -17,6 +19,16 @@ use crate::{
 pub(super) struct Arguments {
     /// What to show
     topic: Topic,
+    /// Of the NAT: which part [default: summary]
+    part: Option<NatPart>,
+    #[command(flatten)]
+    filter: NatFilter,
+    /// Of the NAT's flows and hosts: rows at most; 0: all
+    #[arg(long, value_name = "ROWS", default_value_t = 100)]
+    limit: usize,
+    /// Of the NAT's flows and hosts: go on behind what an earlier answer ended with
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<Cursor>,
     /// The socket of the process [default: the only one in /run/starnet]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -31,6 +43,14 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let topic = arguments.topic;
     let socket = socket_of(arguments.socket.as_deref())?;
+    if topic == Topic::Nat {
+        return show_nat(arguments, &socket);
+    }
+    if arguments.part.is_some() {
+        return Err(Failure::Usage(
+            "only 'nat' has parts: starnet show nat flows (see starnet show --help)".to_owned(),
+        ));
+    }
     let answer: Value = operator::ask(&socket, topic.name()).map_err(Failure::runtime)?;
     let answer = if arguments.all { answer } else { show::without_zeroes(topic, answer) };
     if arguments.json {
@@ -38,6 +58,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return print(&format!("{text}\n"));
     }
     print(&show::columns(topic, answer).map_err(Failure::Runtime)?)
+}
+
+fn show_nat(arguments: &Arguments, socket: &Path) -> Result<(), Failure> {
+    let part = arguments.part.unwrap_or(NatPart::Summary);
+    let Arguments { filter, after, limit, .. } = arguments;
+    let answer = show_nat::ask(socket, part, filter, *after, *limit).map_err(Failure::runtime)?;
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&answer).map_err(Failure::runtime)?;
+        return print(&format!("{text}\n"));
+    }
+    print(&show_nat::columns(part, answer).map_err(Failure::Runtime)?)
 }
 
 /// The socket to ask: the one named, or the only one there is.

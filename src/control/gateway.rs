@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     dataplane::{
         command::Command,
         gateway::{Gateway, StaticMapping, Transit},
-        nat::{BindingInit, Filtering, Mapping, Owner},
+        nat::{BindingInit, BindingKey, Filtering, Mapping, Owner},
     },
 };
 
@@ -183,6 +183,17 @@ impl Control {
         if let Some(gateway) = &mut self.gateway {
             gateway.written.insert(mapping.place(), Written { mapping, worker, index });
         }
+    }
+}
+
+impl Control {
+    /// Where the static mapping leads that the binding of this key was made for.
+    pub(super) fn static_outside(&self, key: &BindingKey) -> Option<SocketAddr> {
+        let written = self.gateway.as_ref()?.written.values().map(|written| written.mapping);
+        let mapping = written
+            .into_iter()
+            .find(|mapping| (mapping.protocol, mapping.inside) == (key.protocol, (key.address, key.port)))?;
+        Some(SocketAddr::new(mapping.outside.0.into(), mapping.outside.1))
     }
 }
 

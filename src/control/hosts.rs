@@ -5,8 +5,9 @@
 //! says for hours who had which ports, and no line says whom it spoke to (RFC 6888 REQ-12).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
+    ops::RangeBounds,
 };
 
 use super::{
@@ -54,10 +55,17 @@ pub(super) struct Hosts {
     /// By outside address and protocol.
     ports: Vec<[Ports; PROTOCOLS]>,
     hosts: HashMap<(Owner, Ipv4Addr), Host>,
+    /// The same, in an order in which they can be shown a page at a time ([`place`]).
+    places: BTreeSet<u64>,
     /// Those of IPv6, which the others are tokens of.
     pub(super) ip6: Hosts6,
     /// The outside addresses, by number.
     addresses: Vec<IpAddr>,
+}
+
+/// A number for a host, by which it can be found again.
+fn place((owner, address): (Owner, Ipv4Addr)) -> u64 {
+    u64::from(owner.slot().unwrap_or(u32::MAX)) << 32 | u64::from(address.to_bits())
 }
 
 /// What a binding was given.
@@ -78,7 +86,7 @@ impl Hosts {
             .collect();
         let addresses = (0..=u8::MAX).map_while(|number| config.outside_address(number)).collect();
         let ip6 = Hosts6::new(if config.has_ip6() { capacity } else { 0 });
-        Self { ports, hosts: HashMap::new(), ip6, addresses }
+        Self { ports, hosts: HashMap::new(), places: BTreeSet::new(), ip6, addresses }
     }
 
     /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
@@ -120,6 +128,9 @@ impl Hosts {
         };
         host.bindings += 1;
         host.ports[row] += 1;
+        if is_new {
+            self.places.insert(place(name));
+        }
         Ok(Lease { address, port })
     }
 
@@ -148,7 +159,36 @@ impl Hosts {
         }
         if host.bindings == 0 {
             self.hosts.remove(&name);
+            self.places.remove(&place(name));
         }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Their places, ascending.
+    pub(super) fn places(&self, range: impl RangeBounds<u64>) -> impl Iterator<Item = u64> {
+        self.places.range(range).copied()
+    }
+
+    /// The host at a place.
+    pub(super) fn at(&self, place: u64) -> Option<(Owner, Ipv4Addr, &Host)> {
+        let owner = u32::try_from(place >> 32).ok()?;
+        let owner = if owner == u32::MAX { Owner::INSIDE } else { Owner::session(owner) };
+        let address = Ipv4Addr::from_bits(place as u32);
+        Some((owner, address, self.hosts.get(&(owner, address))?))
+    }
+
+    /// Ports by number of the outside address and protocol.
+    pub(super) fn ports(&self) -> &[[Ports; PROTOCOLS]] {
+        &self.ports
+    }
+
+    /// The outside address of this number.
+    pub(super) fn outside_name(&self, number: u8) -> IpAddr {
+        self.addresses[usize::from(number)]
     }
 
     /// What people call an inside host.

@@ -32,6 +32,7 @@ mod relay;
 mod repair;
 mod sessions;
 pub mod show;
+pub mod show_nat;
 mod tables;
 mod teardown;
 #[cfg(test)]

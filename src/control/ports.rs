@@ -162,6 +162,16 @@ impl Ports {
         (port - self.first) / self.blocks.size
     }
 
+    /// First and last one; `None`: there are none.
+    pub(super) fn range(&self) -> Option<(u16, u16)> {
+        Some((self.first, self.first + u16::try_from(self.places.checked_sub(1)?).ok()?))
+    }
+
+    /// Ports that rest after their use, whether or not their time is over.
+    pub(super) fn resting(&self) -> u32 {
+        self.resting.len() as u32
+    }
+
     /// Ports leased or shared now.
     pub(super) fn leased(&self) -> u32 {
         self.leased

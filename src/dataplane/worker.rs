@@ -291,6 +291,10 @@ impl<D: Driver> Worker<D> {
             }
             Command::Resume { waiting } => {
                 if let Some((packet, node)) = self.context.waiting.take(waiting) {
+                    if node == NodeId::NatIn2out {
+                        let waited = self.context.now.saturating_sub(packet.received);
+                        self.histograms.first_packet.saturating_record(waited);
+                    }
                     self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
                 }
             }

@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     MILLISECOND, Nanos,
-    control::{CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary},
+    control::{
+        CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary,
+        show_nat::{Cursor, NatFilter, NatQuestion},
+    },
     dataplane::{
         command::{Command, Event},
         gateway::{Gateway, Transit},
@@ -62,6 +65,10 @@ pub(super) enum Input {
     Summary(oneshot::Sender<Summary>),
     /// The operator wants to see something else.
     Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
+    /// The operator asks about the NAT.
+    ShowNat { question: NatQuestion, answer: oneshot::Sender<Result<Value, String>> },
+    /// Bindings are to go; answered by how many went, and where to go on.
+    ClearNat { filter: NatFilter, after: Option<Cursor>, answer: oneshot::Sender<(u64, Option<Cursor>)> },
     /// The gateway's file was read anew; answered by the number of bindings its hosts have.
     Gateway { gateway: Gateway, answer: oneshot::Sender<u64> },
     /// Take no new flows, or take them again; answered in the same way.
@@ -219,6 +226,12 @@ impl ControlThread {
             }
             Input::Show { topic, answer } => {
                 let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic, now));
+            }
+            Input::ShowNat { question, answer } => {
+                let _ = answer.send(views::of_nat(&self.control, &question, now));
+            }
+            Input::ClearNat { filter, after, answer } => {
+                let _ = answer.send(self.control.clear_nat(&filter, after, now));
             }
             Input::Gateway { gateway, answer } => {
                 self.control.set_gateway(gateway, now);

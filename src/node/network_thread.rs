@@ -29,7 +29,7 @@ use crate::{
         messages::{FailureReason, Register, Request, Response},
         quic::{Incoming, ListenError, Pool, Server},
     },
-    telemetry::{operator::OperatorSocket, show::Topic},
+    telemetry::{operator::OperatorSocket, show::Topic, show_nat},
 };
 
 /// How long another node may take to answer: it may be waiting for the next one itself.
@@ -230,6 +230,19 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
     if let Some(order) = Order::from_name(&topic) {
         return order.carry_out(&control, &facts).await;
     }
+    if let Some(question) = topic.strip_prefix(show_nat::ASK) {
+        let question =
+            serde_json::from_str(question).map_err(|error| format!("not a question about the NAT: {error}"))?;
+        let (answer, receiver) = oneshot::channel();
+        control.send(Input::ShowNat { question, answer });
+        return answered(receiver).await?;
+    }
+    if let Some(order) = topic.strip_prefix(show_nat::CLEAR) {
+        let (filter, after) = serde_json::from_str(order).map_err(|error| format!("not an order to clear: {error}"))?;
+        let (answer, receiver) = oneshot::channel();
+        control.send(Input::ClearNat { filter, after, answer });
+        return serde_json::to_value(answered(receiver).await?).map_err(|error| error.to_string());
+    }
     let topic = Topic::from_name(&topic).ok_or_else(|| format!("'{topic}' is not something that a node shows"))?;
     if let Some(answer) = facts.show(topic) {
         return answer;
@@ -242,8 +255,13 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
     }
     let (answer, receiver) = oneshot::channel();
     control.send(Input::Show { topic, answer });
+    answered(receiver).await?
+}
+
+/// What the control core answers.
+async fn answered<T>(receiver: oneshot::Receiver<T>) -> Result<T, String> {
     match time::timeout(CORE_TIMEOUT, receiver).await {
-        Ok(Ok(answer)) => answer,
+        Ok(Ok(answer)) => Ok(answer),
         _ => Err("the control core did not answer in time; `starnet show workers` works without it".to_owned()),
     }
 }

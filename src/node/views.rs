@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     MILLISECOND, Nanos, SECOND,
-    control::{Control, RequestId, SessionView, Summary},
+    control::{
+        Control, RequestId, SessionView, Summary,
+        show_nat::{NatPart, NatQuestion},
+    },
     dataplane::{
         conntrack::{CtIndex, FanReport},
         graph::NODES,
@@ -69,6 +72,7 @@ impl Facts {
                 };
                 Err(format!("'{}' is what the control centre knows: {place}", topic.name()))
             }
+            Topic::Nat => Err("the NAT is asked about in parts: `starnet show nat`".to_owned()),
             Topic::Node | Topic::Sessions | Topic::Paths | Topic::Peers | Topic::Latency => return None,
         })
     }
@@ -133,6 +137,16 @@ impl Facts {
             views.push(all);
         }
         views
+    }
+}
+
+/// The answer to a question about the NAT.
+pub(super) fn of_nat(control: &Control, question: &NatQuestion, now: Nanos) -> Result<Value, String> {
+    match question.part {
+        NatPart::Summary => to_json(control.nat_summary()),
+        NatPart::Flows => to_json(control.nat_flows(question, now)),
+        NatPart::Hosts => to_json(control.nat_hosts(question)),
+        NatPart::Ports => to_json(control.nat_ports(&question.filter)),
     }
 }
 
@@ -220,7 +234,11 @@ fn drops(published: &[Arc<Published>]) -> Vec<DropView> {
 fn latency(histograms: &Histograms) -> Vec<LatencyView> {
     let nodes = NODES.iter().map(|node| (node.name, &histograms.nodes[node.id as usize]));
     nodes
-        .chain([("residence", &histograms.residence), ("waited", &histograms.waited)])
+        .chain([
+            ("residence", &histograms.residence),
+            ("waited", &histograms.waited),
+            ("first_packet", &histograms.first_packet),
+        ])
         .map(|(what, histogram): (&str, &Histogram<u64>)| LatencyView {
             what: what.to_owned(),
             count: histogram.len(),
@@ -336,7 +354,7 @@ mod tests {
         let mut histograms = Histograms::new();
         histograms.residence.record(1_000).unwrap();
         let views = latency(&histograms);
-        assert_eq!(views.len(), NODES.len() + 2);
+        assert_eq!(views.len(), NODES.len() + 3);
         let residence = views.iter().find(|view| view.what == "residence").unwrap();
         assert_eq!(residence.count, 1);
         assert!((1_000..1_010).contains(&residence.p50_ns), "two significant digits: {}", residence.p50_ns);

@@ -13,13 +13,16 @@ pub struct Histograms {
     pub residence: Histogram<u64>,
     /// Of packets that waited for the control core: rx to tx, too.
     pub waited: Histogram<u64>,
+    /// Of first packets of flows: from rx to when their binding was there.
+    pub first_packet: Histogram<u64>,
 }
 
 impl Histograms {
     /// Empty ones, 1 ns to 10 s, two significant digits. All the memory they will ever need.
     pub fn new() -> Self {
         let empty = || Histogram::new_with_bounds(1, 10_000_000_000, 2).expect("the bounds are constants");
-        Self { nodes: (0..NODES_MAX).map(|_| empty()).collect(), residence: empty(), waited: empty() }
+        let nodes = (0..NODES_MAX).map(|_| empty()).collect();
+        Self { nodes, residence: empty(), waited: empty(), first_packet: empty() }
     }
 
     /// Adds what `other` recorded.
@@ -38,11 +41,11 @@ impl Histograms {
     }
 
     fn all(&self) -> impl Iterator<Item = &Histogram<u64>> {
-        self.nodes.iter().chain([&self.residence, &self.waited])
+        self.nodes.iter().chain([&self.residence, &self.waited, &self.first_packet])
     }
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Histogram<u64>> {
-        self.nodes.iter_mut().chain([&mut self.residence, &mut self.waited])
+        self.nodes.iter_mut().chain([&mut self.residence, &mut self.waited, &mut self.first_packet])
     }
 }
 

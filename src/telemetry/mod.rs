@@ -4,4 +4,5 @@ pub mod histogram;
 pub(crate) mod named;
 pub mod operator;
 pub mod show;
+pub mod show_nat;
 pub mod table;

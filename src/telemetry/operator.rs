@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// Longest request.
-const REQUEST_BYTES_MAX: u64 = 256;
+const REQUEST_BYTES_MAX: u64 = 4096;
 
 /// Requests answered at a time; more wait.
 const REQUESTS_MAX: usize = 8;

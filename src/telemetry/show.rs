@@ -36,6 +36,8 @@ pub enum Topic {
     Drops,
     /// Time per packet in each graph node, and from rx to tx
     Latency,
+    /// The NAT: its summary, flows, hosts or ports, some or all of them
+    Nat,
     /// Links between all nodes (control centre)
     Topology,
     /// Registered nodes (control centre)
@@ -54,6 +56,7 @@ impl Topic {
             Self::Peers => "peers",
             Self::Drops => "drops",
             Self::Latency => "latency",
+            Self::Nat => "nat",
             Self::Topology => "topology",
             Self::Nodes => "nodes",
         }
@@ -193,7 +196,8 @@ pub struct DropView {
 /// A distribution of times since the node's start, all workers together.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LatencyView {
-    /// The graph node; `residence`: from rx to tx; `waited`: that of packets the control core was asked about.
+    /// The graph node; `residence`: from rx to tx; `waited`: that of packets the control core was asked about;
+    /// `first_packet`: of those the first of a flow, until its binding was there.
     pub what: String,
     /// Packets measured.
     pub count: u64,
@@ -336,6 +340,7 @@ pub fn columns(topic: Topic, value: Value) -> Result<String, String> {
         Topic::Sessions => sessions(&read::<Vec<SessionView>>(value)?),
         Topic::Paths => paths(&read::<Vec<PathRow>>(value)?),
         Topic::Peers => peers(&read::<Vec<PeerView>>(value)?),
+        Topic::Nat => return Err("the NAT is asked about in parts".to_owned()),
         Topic::Topology => controller::show::topology_columns(&read(value)?),
         Topic::Nodes => controller::show::node_columns(&read::<Vec<_>>(value)?),
     })

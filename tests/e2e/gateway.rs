@@ -251,6 +251,23 @@ fn forwarded_ports_reach_their_hosts_and_follow_the_file() {
     }
     echo_tcp(&testbed.connect("www", (GATEWAY, 8001)).unwrap(), b"still there");
 
+    // What there is can be seen, and cleared but for what the file says.
+    let (is_done, said) = order(&["show", "nat", "flows", "--protocol", "tcp", "--state", "static"]);
+    assert!(is_done && said.contains("198.18.1.1:8001") && said.contains("stays"), "{said}");
+    let late = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 6001));
+    late.send_to(b"to be cleared", (WWW, 7000)).unwrap();
+    let flows = || order(&["show", "nat", "flows", "--host", "192.168.0.1", "--port", "6001"]).1;
+    eventually("the binding to be seen", || flows().contains("192.168.0.1:6001").then_some(()));
+    let (is_done, said) = order(&["clear", "nat", "--host", "192.168.0.1", "--port", "6001"]);
+    assert!(is_done && said == "cleared: 1 bindings\n", "{said}");
+    eventually("the binding to be gone", || (!flows().contains("6001")).then_some(()));
+    for part in ["summary", "hosts", "ports"] {
+        let (is_done, said) = order(&["show", "nat", part]);
+        assert!(is_done && said.lines().count() >= 2, "{part}: {said}");
+    }
+    let (is_done, said) = order(&["clear", "nat"]);
+    assert!(!is_done && said.contains("--all"), "{said}");
+
     let (is_done, said) = order(&["drain"]);
     assert!(is_done && said.starts_with("draining: "), "{said}");
     let late = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 0));

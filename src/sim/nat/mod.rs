@@ -10,6 +10,7 @@ mod rfc5508;
 mod rfc6146;
 mod rfc6888;
 mod rfc7857;
+mod show;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

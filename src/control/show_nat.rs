@@ -1,0 +1,476 @@
+//! What `starnet show nat` prints, a page at a time, and `starnet clear nat`.
+//!
+//! A node may have millions of bindings, and the control core has other things to do: a question looks at a bounded part of
+//! the tables ([`SCAN`]) and says where the next one goes on. Nothing is copied or locked; workers are not asked, for
+//! what they know alone they publish.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::Bound::{Excluded, Unbounded},
+    str::FromStr,
+    sync::atomic::Ordering::Relaxed,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Control,
+    hosts::{PROTOCOLS, row},
+    tables::{NatBinding, Tables},
+    ticks,
+};
+use crate::{
+    MILLISECOND, Nanos,
+    dataplane::nat::{Class, Owner, Translation, token},
+    limits::TICK,
+    wire::ip4,
+};
+
+/// Places of the tables that one question looks at.
+const SCAN: usize = 1 << 16;
+
+/// Rows of one answer.
+pub const ROWS_MAX: usize = 1000;
+
+/// Bindings that one order frees: the worker's ring has room for them.
+const CLEARED_AT_ONCE: usize = 1024;
+
+/// What can be asked of the NAT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NatPart {
+    /// Bindings, hosts and ports in use, per worker
+    Summary,
+    /// Bindings: whose, translated to what, in which state, for how long
+    Flows,
+    /// Inside hosts: their outside address, bindings, ports and blocks of ports
+    Hosts,
+    /// Ports of each outside address: leased, resting, free
+    Ports,
+}
+
+/// Which bindings or hosts are meant; all conditions at once, and none means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+pub struct NatFilter {
+    /// Of this inside host
+    #[arg(long, value_name = "ADDRESS")]
+    pub host: Option<IpAddr>,
+    /// Of this protocol
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    pub protocol: Option<NatProtocol>,
+    /// With this inside or outside port (or ICMP identifier)
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Seen by servers at this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub outside: Option<IpAddr>,
+    /// In this state: udp, icmp, opening, established, closing
+    #[arg(long)]
+    pub state: Option<String>,
+    /// Of this session of the overlay (its slot); `inside`: of no session, but of the gateway's hosts
+    #[arg(long, value_name = "SLOT|inside")]
+    pub owner: Option<String>,
+}
+
+/// A protocol that is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum NatProtocol {
+    Icmp,
+    Tcp,
+    Udp,
+}
+
+/// Where in the tables to go on: worker, and the last place that was looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Cursor {
+    worker: u32,
+    place: u64,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.worker, self.place)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('.').and_then(|(worker, place)| Some((worker.parse().ok()?, place.parse().ok()?)));
+        let (worker, place) = parts.ok_or_else(|| format!("'{text}' is not what an earlier answer ended with"))?;
+        Ok(Self { worker, place })
+    }
+}
+
+impl From<Cursor> for String {
+    fn from(cursor: Cursor) -> Self {
+        cursor.to_string()
+    }
+}
+
+impl TryFrom<String> for Cursor {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// A question about the NAT.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NatQuestion {
+    /// What about.
+    pub part: NatPart,
+    /// Which ones.
+    pub filter: NatFilter,
+    /// From where on; none: from the start.
+    pub after: Option<Cursor>,
+    /// Rows at most.
+    pub limit: usize,
+}
+
+/// Some of the rows there are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// In the order of the tables.
+    pub rows: Vec<T>,
+    /// Where to go on, if there may be more.
+    pub next: Option<Cursor>,
+}
+
+/// How many of what there may be are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InUse {
+    /// In use.
+    pub used: u64,
+    /// There may be.
+    pub of: u64,
+}
+
+/// A worker's NAT at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatSummary {
+    /// Its number.
+    pub worker: usize,
+    /// Bindings.
+    pub bindings: InUse,
+    /// Inside hosts (and sessions) that have any.
+    pub hosts: u64,
+    /// Ports or identifiers leased, all outside addresses together: ICMP, TCP, UDP.
+    pub ports: [InUse; PROTOCOLS],
+    /// Packets that wait for the control core.
+    pub waiting: u64,
+    /// First packets of flows: from the arrival to when the binding was there.
+    pub first_packets: u64,
+    /// Their median.
+    pub first_packet_p50_ns: u64,
+    /// 99 of 100 took no longer.
+    pub first_packet_p99_ns: u64,
+    /// The slowest.
+    pub first_packet_max_ns: u64,
+}
+
+/// A binding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// Its worker.
+    pub worker: usize,
+    /// Its place there.
+    pub index: u32,
+    /// TCP, UDP or ICMP.
+    pub protocol: NatProtocol,
+    /// `inside`, or the session's slot.
+    pub owner: String,
+    /// Who sends.
+    pub inside: SocketAddr,
+    /// As whom.
+    pub outside: SocketAddr,
+    /// To whom alone, where mapping is endpoint-dependent; not shown of IPv6.
+    pub remote: Option<SocketAddr>,
+    /// `udp`, `icmp`, `opening`, `established`, `closing`, or `static`.
+    pub state: String,
+    /// Since its last packet that keeps it alive, to one tick.
+    pub idle_ms: u64,
+    /// Until it is freed, where it ages.
+    pub left_ms: Option<u64>,
+    /// Packets, both ways, wrapping at 2^32.
+    pub packets: u32,
+    /// Bytes of IP packets.
+    pub bytes: u64,
+}
+
+/// An inside host, or what a session's client has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// The worker that owns it.
+    pub worker: usize,
+    /// `inside`, or the session's slot.
+    pub owner: String,
+    /// Its address.
+    pub host: IpAddr,
+    /// As whom servers know it.
+    pub outside: IpAddr,
+    /// Bindings.
+    pub bindings: u32,
+    /// Ports or identifiers: ICMP, TCP, UDP.
+    pub ports: [u32; PROTOCOLS],
+    /// Blocks of ports that are its alone: protocol, first and last port.
+    pub blocks: Vec<(NatProtocol, u16, u16)>,
+}
+
+/// Ports of an outside address that a worker gives out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsView {
+    /// The address.
+    pub outside: IpAddr,
+    /// The protocol.
+    pub protocol: NatProtocol,
+    /// The worker.
+    pub worker: usize,
+    /// First and last one; none: this worker has no part of them.
+    pub range: Option<(u16, u16)>,
+    /// Leased, or shared.
+    pub leased: u32,
+    /// In quarantine.
+    pub resting: u32,
+    /// All of them.
+    pub ports: u32,
+}
+
+impl NatProtocol {
+    const ALL: [Self; PROTOCOLS] = [Self::Icmp, Self::Tcp, Self::Udp];
+
+    fn of(protocol: u8) -> Self {
+        row(protocol).map_or(Self::Udp, |row| Self::ALL[row])
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Icmp => ip4::ICMP,
+            Self::Tcp => ip4::TCP,
+            Self::Udp => ip4::UDP,
+        }
+    }
+}
+
+fn owner_name(owner: Owner) -> String {
+    owner.slot().map_or_else(|| "inside".to_owned(), |slot| slot.to_string())
+}
+
+fn state_name(binding: &NatBinding, class: Class) -> &'static str {
+    match class {
+        _ if binding.is_static => "static",
+        Class::Udp => "udp",
+        Class::Icmp => "icmp",
+        Class::TcpOpening => "opening",
+        Class::TcpEstablished => "established",
+        Class::TcpClosing => "closing",
+    }
+}
+
+impl Control {
+    /// The NAT at a glance, by worker.
+    pub fn nat_summary(&self) -> Vec<NatSummary> {
+        let mut all = Vec::new();
+        for (worker, tables) in self.workers.iter().enumerate() {
+            let in_use = |(used, of): (u32, u32)| InUse { used: u64::from(used), of: u64::from(of) };
+            let first = &tables.histograms.first_packet;
+            all.push(NatSummary {
+                worker,
+                bindings: InUse {
+                    used: tables.published.worker.bindings_used.load(Relaxed),
+                    of: u64::from(self.config.bindings),
+                },
+                hosts: tables.hosts.count() as u64,
+                ports: std::array::from_fn(|row| in_use(tables.hosts.used(row))),
+                waiting: tables.published.worker.waiting.load(Relaxed),
+                first_packets: first.len(),
+                first_packet_p50_ns: first.value_at_quantile(0.5),
+                first_packet_p99_ns: first.value_at_quantile(0.99),
+                first_packet_max_ns: first.max(),
+            });
+        }
+        all
+    }
+
+    /// A page of bindings.
+    pub fn nat_flows(&self, question: &NatQuestion, now: Nanos) -> Page<FlowView> {
+        let limit = question.limit.min(ROWS_MAX);
+        let mut rows = Vec::new();
+        let next = self.scan(question.after, |worker, index, binding| {
+            let view = self.flow_view(worker, index, binding, now);
+            if question.filter.takes(&view) {
+                rows.push(view);
+            }
+            rows.len() < limit
+        });
+        Page { rows, next }
+    }
+
+    /// A page of hosts.
+    pub fn nat_hosts(&self, question: &NatQuestion) -> Page<HostView> {
+        let limit = question.limit.min(ROWS_MAX);
+        let (mut rows, mut seen) = (Vec::new(), 0);
+        let start = question.after.unwrap_or_default();
+        for (worker, tables) in self.workers.iter().enumerate().skip(start.worker as usize) {
+            let is_first = worker as u32 == start.worker && question.after.is_some();
+            let from = if is_first { Excluded(start.place) } else { Unbounded };
+            for place in tables.hosts.places((from, Unbounded)) {
+                let Some(view) = self.host_view(worker, tables, place) else { continue };
+                if question.filter.takes_host(&view) {
+                    rows.push(view);
+                }
+                seen += 1;
+                if rows.len() == limit || seen == SCAN {
+                    return Page { rows, next: Some(Cursor { worker: worker as u32, place }) };
+                }
+            }
+        }
+        Page { rows, next: None }
+    }
+
+    /// Ports by outside address and protocol.
+    pub fn nat_ports(&self, filter: &NatFilter) -> Vec<PortsView> {
+        let mut views = Vec::new();
+        for (worker, tables) in self.workers.iter().enumerate() {
+            for (number, rows) in tables.hosts.ports().iter().enumerate() {
+                for (ports, protocol) in rows.iter().zip(NatProtocol::ALL) {
+                    views.push(PortsView {
+                        outside: tables.hosts.outside_name(number as u8),
+                        protocol,
+                        worker,
+                        range: ports.range(),
+                        leased: ports.leased(),
+                        resting: ports.resting(),
+                        ports: ports.capacity(),
+                    });
+                }
+            }
+        }
+        views.retain(|view| filter.protocol.is_none_or(|wanted| wanted == view.protocol));
+        views.retain(|view| filter.outside.is_none_or(|wanted| wanted == view.outside));
+        views.sort_by_key(|view| (view.outside, view.protocol.number(), view.worker));
+        views
+    }
+
+    /// Frees bindings, whatever their traffic: how many, and where to go on. Static mappings and the bindings of flow
+    /// sessions stay: the one is the file's, the other its session's.
+    pub fn clear_nat(&mut self, filter: &NatFilter, after: Option<Cursor>, now: Nanos) -> (u64, Option<Cursor>) {
+        let mut chosen = Vec::new();
+        let next = self.scan(after, |worker, index, binding| {
+            let may_go = !binding.is_flow && !binding.is_static && !binding.is_free_pending;
+            if may_go && filter.takes(&self.flow_view(worker, index, binding, now)) {
+                chosen.push((worker, index));
+            }
+            chosen.len() < CLEARED_AT_ONCE
+        });
+        for (worker, index) in &chosen {
+            self.free_binding(*worker, *index);
+        }
+        (chosen.len() as u64, next)
+    }
+
+    /// Goes through bindings from a cursor on until `look` has enough or [`SCAN`] places were looked at.
+    fn scan(&self, after: Option<Cursor>, mut look: impl FnMut(usize, u32, &NatBinding) -> bool) -> Option<Cursor> {
+        let start = after.unwrap_or_default();
+        let mut seen = 0;
+        for (worker, tables) in self.workers.iter().enumerate().skip(start.worker as usize) {
+            let is_first = worker as u32 == start.worker && after.is_some();
+            let first = if is_first { start.place as usize + 1 } else { 0 };
+            for (index, binding) in tables.nat.iter().enumerate().skip(first) {
+                seen += 1;
+                let goes_on = binding.as_ref().is_none_or(|binding| look(worker, index as u32, binding));
+                if !goes_on || seen == SCAN {
+                    return Some(Cursor { worker: worker as u32, place: index as u64 });
+                }
+            }
+        }
+        None
+    }
+
+    fn flow_view(&self, worker: usize, index: u32, binding: &NatBinding, now: Nanos) -> FlowView {
+        let tables = &self.workers[worker];
+        let (stamp, key) = (&tables.published.bindings[index as usize], &binding.key);
+        let class = Class::from_number(tables.published.classes[index as usize].load(Relaxed));
+        let made = ticks(binding.since);
+        let last_seen = stamp.last_seen.load(Relaxed);
+        let used = if last_seen.wrapping_sub(made) as i32 > 0 { last_seen } else { made };
+        let idle = u64::from(ticks(now).wrapping_sub(used)) * TICK;
+        let left = self.config.nat.timers.of(class).saturating_sub(idle);
+        let outside = match binding.lease {
+            Some(lease) => SocketAddr::new(tables.hosts.outside_name(lease.address), lease.port),
+            None => self.static_outside(key).unwrap_or_else(|| SocketAddr::from(([0; 4], 0))),
+        };
+        // A remote end of IPv6 is known by a hash, which nobody would recognise.
+        let is_hash = matches!(token::host_of(key.address), Some((Translation::Nat66, _)));
+        let remote = key.remote.filter(|_| !is_hash);
+        FlowView {
+            worker,
+            index,
+            protocol: NatProtocol::of(key.protocol),
+            owner: owner_name(key.owner),
+            inside: SocketAddr::new(tables.hosts.name(key.address), key.port),
+            outside,
+            remote: remote.map(|(address, port)| SocketAddr::new(address.into(), port)),
+            state: state_name(binding, class).to_owned(),
+            idle_ms: idle / MILLISECOND,
+            left_ms: (!binding.is_flow && !binding.is_static).then_some(left / MILLISECOND),
+            packets: stamp.packets.load(Relaxed),
+            bytes: stamp.bytes.load(Relaxed),
+        }
+    }
+
+    fn host_view(&self, worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
+        let (owner, address, host) = tables.hosts.at(place)?;
+        let ports = &tables.hosts.ports()[usize::from(host.address)];
+        let blocks = host.blocks.iter().zip(ports).zip(NatProtocol::ALL).flat_map(|((blocks, ports), protocol)| {
+            blocks.iter().map(move |(block, _)| {
+                let range = ports.block_range(*block);
+                (protocol, *range.start(), *range.end())
+            })
+        });
+        Some(HostView {
+            worker,
+            owner: owner_name(owner),
+            host: tables.hosts.name(address),
+            outside: tables.hosts.outside_name(host.address),
+            bindings: host.bindings,
+            ports: host.ports,
+            blocks: blocks.collect(),
+        })
+    }
+}
+
+impl NatFilter {
+    fn takes(&self, view: &FlowView) -> bool {
+        self.host.is_none_or(|wanted| wanted == view.inside.ip())
+            && self.protocol.is_none_or(|wanted| wanted == view.protocol)
+            && self.port.is_none_or(|wanted| wanted == view.inside.port() || wanted == view.outside.port())
+            && self.outside.is_none_or(|wanted| wanted == view.outside.ip())
+            && self.state.as_ref().is_none_or(|wanted| *wanted == view.state)
+            && self.owner.as_ref().is_none_or(|wanted| *wanted == view.owner)
+    }
+
+    fn takes_host(&self, view: &HostView) -> bool {
+        self.host.is_none_or(|wanted| wanted == view.host)
+            && self.outside.is_none_or(|wanted| wanted == view.outside)
+            && self.owner.as_ref().is_none_or(|wanted| *wanted == view.owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_survives_being_written() {
+        let cursor = Cursor { worker: 3, place: u64::MAX };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        assert!("3".parse::<Cursor>().is_err() && "x.1".parse::<Cursor>().is_err());
+    }
+}
