@@ -465,3 +465,22 @@ fn endpoint_dependent_mapping_is_as_in_the_model() {
         0x5eed_0007,
     );
 }
+
+#[test]
+fn a_flow_that_sends_while_the_control_core_has_it_freed_is_kept() {
+    let mut nat = Nat::new();
+    let sent = udp_packet((HOST, 5000), (SERVER, 53), b"payload");
+    let outside = nat.seen(&sent);
+    nat.pass(300 * SECOND);
+    nat.now += 2 * TICK;
+    // Its time is over and the command is on its way; the packet is there first.
+    nat.control.on_tick(nat.now);
+    nat.is_stalled = true;
+    assert_eq!(nat.seen(&sent), outside);
+    nat.is_stalled = false;
+    nat.settle();
+    assert_eq!(nat.bindings(), 1);
+    assert!(nat.is_let_in(&udp_packet((SERVER, 53), outside, b"answer")));
+    nat.pass(301 * SECOND);
+    nat.assert_all_free();
+}
