@@ -11,6 +11,7 @@ mod rfc6146;
 mod rfc6888;
 mod rfc7857;
 mod show;
+mod soak;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
