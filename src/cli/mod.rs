@@ -72,6 +72,9 @@ enum Command {
     Clear(operate::Clear),
     /// Check whether this machine can run a node, and say what to do where it cannot
     Doctor(doctor::Arguments),
+    /// Disturb a running node, for tests and measurements
+    #[command(subcommand, hide = true)]
+    Debug(operate::Debug),
     /// Print the version
     Version,
 }
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Drain(arguments) => operate::drain(&arguments),
         Command::Clear(what) => operate::clear(&what),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Debug(what) => operate::debug(&what),
         Command::Version => print(concat!("starnet ", env!("CARGO_PKG_VERSION"), "\n")),
     })
 }

@@ -39,6 +39,25 @@ pub(super) struct ClearNat {
     socket: Option<PathBuf>,
 }
 
+/// Ways to disturb a node.
+#[derive(clap::Subcommand, Debug)]
+pub(super) enum Debug {
+    /// Have the control core do nothing for so long; established flows must not feel it
+    Stall {
+        /// How long, at most 1000
+        milliseconds: u64,
+        /// The socket of the node [default: the only one in /run/starnet]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
+}
+
+pub(super) fn debug(what: &Debug) -> Result<(), Failure> {
+    let Debug::Stall { milliseconds, socket } = what;
+    order(&format!("stall {milliseconds}"), socket.as_deref())?;
+    print(&format!("stalled: {milliseconds} ms\n"))
+}
+
 /// Tables that can be cleared.
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Clear {

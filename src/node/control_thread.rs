@@ -73,6 +73,8 @@ pub(super) enum Input {
     Gateway { gateway: Gateway, answer: oneshot::Sender<u64> },
     /// Take no new flows, or take them again; answered in the same way.
     Drain { is_draining: bool, answer: oneshot::Sender<u64> },
+    /// The thread is to do nothing for so long: a test of everyone who must not wait for it.
+    Stall { time: Duration, answer: oneshot::Sender<()> },
     /// The node ends.
     Stop,
 }
@@ -240,6 +242,10 @@ impl ControlThread {
             Input::Drain { is_draining, answer } => {
                 self.control.set_draining(is_draining);
                 let _ = answer.send(self.control.gateway_bindings());
+            }
+            Input::Stall { time, answer } => {
+                thread::sleep(time);
+                let _ = answer.send(());
             }
             Input::Stop => {}
         }

@@ -41,6 +41,9 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two reports to the control centre.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The longest stall of the control core that can be asked for: it is to be felt, and not to be taken for its death.
+const STALL_MS_MAX: u64 = 1000;
+
 /// How long the control core may take to answer an operator.
 const CORE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -242,6 +245,13 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
         let (answer, receiver) = oneshot::channel();
         control.send(Input::ClearNat { filter, after, answer });
         return serde_json::to_value(answered(receiver).await?).map_err(|error| error.to_string());
+    }
+    if let Some(milliseconds) = topic.strip_prefix("stall ") {
+        let milliseconds = milliseconds.parse().ok().filter(|time| *time <= STALL_MS_MAX);
+        let time = milliseconds.ok_or_else(|| format!("a stall lasts 0 to {STALL_MS_MAX} milliseconds"))?;
+        let (answer, receiver) = oneshot::channel();
+        control.send(Input::Stall { time: Duration::from_millis(time), answer });
+        return answered(receiver).await.map(|()| Value::Null);
     }
     let topic = Topic::from_name(&topic).ok_or_else(|| format!("'{topic}' is not something that a node shows"))?;
     if let Some(answer) = facts.show(topic) {

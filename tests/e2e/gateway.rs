@@ -268,6 +268,22 @@ fn forwarded_ports_reach_their_hosts_and_follow_the_file() {
     let (is_done, said) = order(&["clear", "nat"]);
     assert!(!is_done && said.contains("--all"), "{said}");
 
+    // An established flow does not need the control core; a new one waits for it and is not lost.
+    testbed.udp_echo("www", (WWW, 7002));
+    let steady = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 0));
+    let echo = || {
+        steady.send_to(b"while the control core does nothing", (WWW, 7002)).unwrap();
+        receive(&steady);
+    };
+    echo();
+    thread::scope(|scope| {
+        let stalled = scope.spawn(|| order(&["debug", "stall", "500"]));
+        (0..20).for_each(|_| echo());
+        echo_tcp(&testbed.connect("bob", (WWW, 7001)).unwrap(), b"a new one");
+        assert_eq!(stalled.join().unwrap(), (true, "stalled: 500 ms\n".to_owned()));
+    });
+    assert!(!order(&["debug", "stall", "1001"]).0);
+
     let (is_done, said) = order(&["drain"]);
     assert!(is_done && said.starts_with("draining: "), "{said}");
     let late = testbed.udp("alice", (Ipv4Addr::UNSPECIFIED, 0));
