@@ -4,7 +4,7 @@ use crate::{
     packet::{
         ACK, Checksum, FIN,
         Host::{A, B, Gateway, GatewayInside, R, S, T},
-        Layer4, Packet, RST, SYN, mapped,
+        Layer4, Packet, RST, SYN, mapped, unused,
     },
     rig::Side::{Inside, Outside},
     script::Case,
@@ -46,7 +46,7 @@ fn udp() -> Vec<Case> {
             mapped(0),
             b"from elsewhere",
         )),
-        Case::new("udp: unsolicited").outside(Packet::udp(S.port(53), Gateway.port(45_678), b"hello?")),
+        Case::new("udp: unsolicited").outside(Packet::udp(S.port(53), unused(78), b"hello?")),
         Case::new("udp: unsolicited to a port below the range").outside(Packet::udp(
             S.port(53),
             Gateway.port(53),
@@ -75,7 +75,7 @@ fn udp() -> Vec<Case> {
             .inside(Packet::udp(B.own(2), mapped(0), b"neighbour"))
             .inside(Packet::udp(A.own(1), mapped(1), b"yes?")),
         Case::new("udp: hairpin to itself").inside(question()).inside(Packet::udp(A.own(1), mapped(0), b"me")),
-        Case::new("udp: hairpin to nobody").inside(Packet::udp(A.own(1), Gateway.port(45_679), b"anyone?")),
+        Case::new("udp: hairpin to nobody").inside(Packet::udp(A.own(1), unused(79), b"anyone?")),
         Case::new("udp: from port 0").inside(Packet::udp(A.port(0), S.port(53), b"zero")),
         Case::new("udp: to port 0").inside(Packet::udp(A.own(1), S.port(0), b"zero")),
         Case::new("udp: well-known source port")
@@ -149,10 +149,10 @@ fn tcp() -> Vec<Case> {
         Case::new("tcp: SYN and FIN").inside(up(SYN | FIN, (100, 0), b"")),
         Case::new("tcp: SYN and RST").inside(up(SYN | RST, (100, 0), b"")),
         Case::new("tcp: SYN with data").inside(up(SYN, (100, 0), b"early")).outside(down(SYN | ACK, (900, 106), b"")),
-        Case::new("tcp: an unsolicited SYN").outside(Packet::tcp(S.port(80), Gateway.port(45_680), SYN, (900, 0), b"")),
+        Case::new("tcp: an unsolicited SYN").outside(Packet::tcp(S.port(80), unused(80), SYN, (900, 0), b"")),
         Case::new("tcp: an unsolicited SYN and ACK").outside(Packet::tcp(
             S.port(80),
-            Gateway.port(45_681),
+            unused(81),
             SYN | ACK,
             (900, 1),
             b"",
@@ -202,7 +202,7 @@ fn icmp() -> Vec<Case> {
             T,
             b"2",
         )),
-        Case::new("icmp: a reply nobody asked for").outside(Packet::pong(S, Gateway.port(45_682), b"?")),
+        Case::new("icmp: a reply nobody asked for").outside(Packet::pong(S, unused(82), b"?")),
         Case::new("icmp: a reply by another host").inside(Packet::ping(A.own(1), S, b"ping")).outside(Packet::pong(
             T,
             mapped(0),
@@ -306,7 +306,7 @@ fn icmp_errors() -> Vec<Case> {
     let error = |quote, bytes| Packet::error(R, Gateway, (3, 1), quote, bytes);
     cases.extend([
         Case::new("icmp error: about a mapping there is not")
-            .outside(error(Packet::udp(Gateway.port(45_683), S.port(53), b"?"), 8)),
+            .outside(error(Packet::udp(unused(83), S.port(53), b"?"), 8)),
         Case::new("icmp error: about another server")
             .inside(question())
             .outside(error(Packet::udp(mapped(0), T.port(53), b"?"), 8)),
@@ -384,7 +384,7 @@ fn fragments() -> Vec<Case> {
     cases.push(Case::new("fragments: tiny").in_fragments(Inside, question(), 8, &[0, 1]));
     cases.push(Case::new("fragments: of an answer nobody asked for").in_fragments(
         Outside,
-        large(S.port(53), Gateway.port(45_684)),
+        large(S.port(53), unused(84)),
         800,
         &[0, 1, 2],
     ));
@@ -440,14 +440,10 @@ fn others() -> Vec<Case> {
     cases.push(Case::new("inside to inside").inside(Packet::udp(A.own(1), B.own(2), b"neighbour")));
     cases.push(Case::new("from outside to an inside address").outside(Packet::udp(S.port(53), A.own(1), b"routed in")));
     cases.push(Case::new("from inside with an outside source").inside(Packet::udp(T.port(53), S.own(1), b"spoofed")));
-    cases.push(Case::new("from outside with an inside source").outside(Packet::udp(
-        B.own(1),
-        Gateway.port(45_685),
-        b"spoofed",
-    )));
+    cases.push(Case::new("from outside with an inside source").outside(Packet::udp(B.own(1), unused(85), b"spoofed")));
     cases.push(Case::new("from outside with the gateway's source").outside(Packet::udp(
         Gateway.port(1),
-        Gateway.port(45_686),
+        unused(86),
         b"spoofed",
     )));
     cases.push(Case::new("from inside to the gateway's own port").inside(Packet::udp(

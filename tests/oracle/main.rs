@@ -1,8 +1,8 @@
 //! The oracle: one packet script, played to starnet's gateway and to Linux's (`nft` masquerade) in the same topology.
 //!
 //! Where they differ, one of them is wrong or free to choose. Each difference must be explained in
-//! [`differences`] (and so in docs/NAT.md), or the test fails; so it does if an explained one is no longer there, or is
-//! another than `differences.txt` says. With `ORACLE_WRITE=1` that file is written anew.
+//! [`differences`] (and so in docs/NAT.md), or the test fails; so it does if an explained one is no longer there, or
+//! starnet does another thing than `differences.txt` says. With `ORACLE_WRITE=1` that file is written anew.
 
 mod cases;
 mod differences;
@@ -40,10 +40,18 @@ fn told(name: &str, linux: &[String], starnet: &[String]) -> String {
 #[test]
 fn starnet_and_linux_differ_where_it_is_explained_and_nowhere_else() {
     let (linux, starnet) = (Rig::nft(), Rig::starnet(""));
+    let file = project("tests/oracle/differences.txt");
+    let written = std::fs::read_to_string(&file).unwrap();
     let (mut found, mut unexplained) = (String::new(), String::new());
     let mut seen = vec![false; EXPLAINED.len()];
     for case in cases::all() {
-        let (expected, ours) = (case.play(&linux, QUIET), case.play(&starnet, QUIET));
+        let (mut expected, mut ours) = (case.play(&linux, QUIET), case.play(&starnet, QUIET));
+        // A mapping of another case may happen to have a port that should be nobody's: hardly twice.
+        for _ in 0..2 {
+            if expected != ours && !written.contains(&ours.join("\n    ")) {
+                (expected, ours) = (case.play(&linux, QUIET), case.play(&starnet, QUIET));
+            }
+        }
         if expected == ours {
             continue;
         }
@@ -58,17 +66,28 @@ fn starnet_and_linux_differ_where_it_is_explained_and_nowhere_else() {
     let gone: Vec<_> = EXPLAINED.iter().zip(&seen).filter(|(_, seen)| !**seen).map(|(d, _)| d.why).collect();
     assert!(gone.is_empty(), "explained, but no longer there: {gone:#?}");
 
-    let file = project("tests/oracle/differences.txt");
     if std::env::var_os("ORACLE_WRITE").is_some() {
         std::fs::write(&file, &found).unwrap();
     }
     let expected = std::fs::read_to_string(&file).unwrap();
+    let (found, expected) = (ours_of(&found), ours_of(&expected));
     let changed: String =
-        found.lines().zip(expected.lines()).filter(|(a, b)| a != b).fold(String::new(), |mut all, (now, then)| {
+        found.iter().zip(&expected).filter(|(a, b)| a != b).fold(String::new(), |mut all, (now, then)| {
             let _ = writeln!(all, "now  {now}\nthen {then}");
             all
         });
     assert!(found == expected, "not what differences.txt says:\n{changed}");
+}
+
+/// What starnet does, without what Linux does: that may be another thing in another kernel, and where a packet from outside
+/// clashes with a mapping of another case Linux gives it a random source port.
+fn ours_of(told: &str) -> Vec<&str> {
+    let mut is_linux = false;
+    let is_ours = |line: &&str| {
+        is_linux = *line == "  linux" || is_linux && *line != "  starnet";
+        !is_linux
+    };
+    told.lines().filter(is_ours).collect()
 }
 
 /// With its mapping and filtering set as Linux has them.
@@ -80,11 +99,16 @@ fn in_random_cases_starnet_does_as_linux() {
     let mut different = String::new();
     for number in 0..number("ORACLE_CASES", RANDOM_CASES) {
         let case = random::case(seed, number);
-        let (expected, ours) = (case.play(&linux, QUIET), case.play(&starnet, QUIET));
-        let first = expected.iter().zip(&ours).find(|(a, b)| a != b && !is_of_another_case(b));
-        // After a segment that only one of them let through the two no longer know the same.
-        if first.is_some_and(|(expected, ours)| !is_of_another_mind_on_tcp(expected, ours)) {
-            different += &told(&case.name, &expected, &ours);
+        // Ports are chosen at random, and some choice may be another case's: hardly three times.
+        let differs = || {
+            let (expected, ours) = (case.play(&linux, QUIET), case.play(&starnet, QUIET));
+            let first = expected.iter().zip(&ours).find(|(a, b)| a != b && !is_of_another_case(b));
+            // After a segment that only one of them let through the two no longer know the same.
+            let is_wrong = first.is_some_and(|(expected, ours)| !is_of_another_mind_on_tcp(expected, ours));
+            is_wrong.then(|| told(&case.name, &expected, &ours))
+        };
+        if let Some(told) = differs().and_then(|_| differs()).and_then(|_| differs()) {
+            different += &told;
         }
     }
     assert!(different.is_empty(), "{different}");

@@ -41,6 +41,11 @@ impl Host {
     }
 }
 
+/// A port of the gateway's that hardly any mapping has, and another one each time the case is played.
+pub(crate) fn unused(number: u16) -> Point {
+    Point { host: Host::Gateway, port: Port::Unused(number) }
+}
+
 /// The gateway's outside address and the port (or identifier) of the case's mapping number `number`, in the order in which
 /// they were seen.
 pub(crate) fn mapped(number: usize) -> Point {
@@ -51,6 +56,7 @@ pub(crate) fn mapped(number: usize) -> Point {
 pub(crate) enum Port {
     Fixed(u16),
     Own(u16),
+    Unused(u16),
     Mapped(usize),
 }
 
@@ -336,6 +342,10 @@ impl Names {
         match point.port {
             Port::Fixed(port) => Some(port),
             Port::Own(number) => Some(self.base + number),
+            Port::Unused(number) => {
+                let place = (u32::from(self.base) * 13 + u32::from(number) * 97) % 20_000;
+                Some(40_000 + place as u16)
+            }
             Port::Mapped(number) => self.mappings.get(number).map(|(_, port)| *port),
         }
     }
