@@ -37,6 +37,10 @@ pub const WINDOW_BITS: usize = 8192;
 /// Packets of a worker that wait for the control core (a new flow's first, or an unresolved neighbour's).
 pub const WAITING_MAX: usize = 1024;
 
+/// Packets of a node that wait for unresolved neighbours: whoever scans a network for hosts that are not there must not take
+/// the places of new flows.
+pub const UNRESOLVED_MAX: usize = WAITING_MAX / 2;
+
 /// Fragmented packets of which a worker knows some fragments.
 pub const FRAGMENTED_PACKETS_MAX: usize = 1024;
 

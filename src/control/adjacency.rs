@@ -22,12 +22,16 @@ use crate::{
         reason::Reason,
         route_table::RouteTable,
     },
-    limits::ADJACENCIES_MAX,
+    limits::{ADJACENCIES_MAX, UNRESOLVED_MAX},
     wire::ethernet::Mac,
 };
 
-/// How long a packet waits for its next hop; and the kernel is asked once in this time.
-const RESOLVE: Nanos = SECOND;
+/// How long a packet waits for its next hop: a little longer than the kernel asks for it by default, which is three times,
+/// a second apart. So a lost question or answer does not cost the packet.
+const WAIT: Nanos = 4 * SECOND;
+
+/// While packets wait, the kernel is asked once in this time.
+const ASK: Nanos = SECOND;
 
 /// How long a MAC address is held after the kernel lost the neighbour.
 const HOLD: Nanos = 60 * SECOND;
@@ -57,6 +61,8 @@ pub(super) struct Adjacencies {
     routes: Vec<Route>,
     routes6: Vec<Route<Ipv6Addr>>,
     next_hops: BTreeMap<(u8, IpAddr), NextHop>,
+    /// How many packets wait for next hops.
+    waiting: usize,
     /// Packets that go on with the next snapshot: worker, ticket.
     resumes: Vec<(usize, u32)>,
     /// The workers' snapshot is out of date.
@@ -72,6 +78,7 @@ impl Adjacencies {
             routes: Vec::new(),
             routes6: Vec::new(),
             next_hops: BTreeMap::new(),
+            waiting: 0,
             resumes: Vec::new(),
             is_changed: true,
             next_check: 0,
@@ -93,6 +100,7 @@ impl Adjacencies {
         let hop = self.next_hops.entry(key).or_default();
         hop.lost = None;
         self.is_changed |= hop.mac.replace(mac) != Some(mac);
+        self.waiting -= hop.waiting.len();
         self.resumes.extend(hop.waiting.drain(..).map(|(worker, ticket, _)| (worker, ticket)));
     }
 
@@ -102,6 +110,7 @@ impl Adjacencies {
         if hop.mac.is_some() {
             hop.lost.get_or_insert(now);
         }
+        self.waiting -= hop.waiting.len();
         std::mem::take(&mut hop.waiting)
     }
 }
@@ -154,8 +163,12 @@ impl Control {
             state.resumes.push((worker, ticket));
             return;
         }
+        if state.waiting >= UNRESOLVED_MAX {
+            return self.refuse_packet(worker, ticket, Reason::Unresolved);
+        }
+        state.waiting += 1;
         hop.waiting.push((worker, ticket, now));
-        if hop.asked.is_none_or(|asked| now >= asked + RESOLVE) {
+        if hop.asked.is_none_or(|asked| now >= asked + ASK) {
             hop.asked = Some(now);
             self.effects.push_back(Effect::Resolve { interface: key.0, address });
         }
@@ -172,12 +185,12 @@ impl Control {
         let effects = &mut self.effects;
         let is_changed = &mut state.is_changed;
         state.next_hops.retain(|&(interface, address), hop| {
-            let is_late = |since: Nanos| now >= since + RESOLVE;
+            let is_late = |since: Nanos| now >= since + WAIT;
             refused.extend(hop.waiting.extract_if(.., |(_, _, since)| is_late(*since)));
             let (ask_every, is_wanted) = match (hop.mac, hop.lost) {
                 (Some(_), None) => return true,
                 (Some(_), Some(lost)) => (HOLD_ASK, now < lost + HOLD),
-                (None, _) => (RESOLVE, !hop.waiting.is_empty()),
+                (None, _) => (ASK, !hop.waiting.is_empty()),
             };
             let is_due = hop.asked.is_none_or(|asked| now >= asked + ask_every);
             if is_wanted && is_due {
@@ -188,6 +201,7 @@ impl Control {
             // An unanswered question is remembered until it may be asked again.
             is_wanted || (hop.mac.is_none() && !is_due)
         });
+        state.waiting -= refused.len();
         for (worker, ticket, _) in refused {
             self.refuse_packet(worker, ticket, Reason::Unresolved);
         }

@@ -19,7 +19,7 @@ use crate::{
         nat::{BindingKey, Class, Mapping, Owner},
         reason::Reason,
     },
-    limits::TICK,
+    limits::{TICK, UNRESOLVED_MAX},
     rpc::messages::{
         Failure, FailureReason, LinkEnd, Neighbours, Open, Opened, Request, Response, SessionKind, Setup, Teardown,
     },
@@ -947,18 +947,44 @@ fn a_packet_waits_for_its_next_hop_and_goes_on_behind_the_snapshot_that_has_it()
 }
 
 #[test]
-fn a_next_hop_that_does_not_answer_costs_its_packets_after_a_second() {
+fn a_next_hop_that_does_not_answer_is_asked_again_and_then_costs_its_packets() {
     let mut net = net();
     let nobody = Ipv4Addr::new(192, 0, 2, 99);
     punt_adjacency(&mut net, nobody, 1);
-    net.run(900 * MILLISECOND);
+    net.run(3900 * MILLISECOND);
     assert!(net.node("in").workers[0].refused.is_empty());
+    assert_eq!(net.node("in").resolves.len(), 4, "once a second");
     net.run(300 * MILLISECOND);
     assert_eq!(net.node("in").workers[0].refused, [(1, Reason::Unresolved)]);
     net.run(3 * SECOND);
     assert!(net.node("in").control.adjacencies().is_empty());
+    let asked = net.node("in").resolves.len();
     punt_adjacency(&mut net, nobody, 2);
-    assert_eq!(net.node("in").resolves.len(), 2, "a later packet has the kernel asked again");
+    assert_eq!(net.node("in").resolves.len(), asked + 1, "a later packet has the kernel asked again");
+}
+
+#[test]
+fn packets_to_nobody_are_few_that_wait_and_others_get_their_places_back() {
+    let mut net = net();
+    let nobody = |ticket: usize| Ipv4Addr::from(0xc000_0200 + (ticket % 200) as u32);
+    for ticket in 0..=UNRESOLVED_MAX {
+        punt_adjacency(&mut net, nobody(ticket), ticket as u32);
+    }
+    assert_eq!(net.node("in").workers[0].refused, [(UNRESOLVED_MAX as u32, Reason::Unresolved)]);
+    kernel(&mut net, KernelEvent::NeighbourUp { interface: 0, address: nobody(7).into(), mac: [1; 6] });
+    kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address: nobody(8).into() });
+    let answered = net.node("in").workers[0].resumed.len();
+    assert_eq!(net.node("in").workers[0].refused.len(), 1 + answered, "three each of the two");
+    for ticket in 0..=2 * answered {
+        punt_adjacency(&mut net, nobody(9), 10_000 + ticket as u32);
+    }
+    assert_eq!(net.node("in").workers[0].refused.len(), 2 + answered, "one too many again");
+    net.run(5 * SECOND);
+    assert_eq!(net.node("in").workers[0].refused.len(), 2 + UNRESOLVED_MAX + answered);
+    for ticket in 0..UNRESOLVED_MAX {
+        punt_adjacency(&mut net, nobody(ticket), 20_000 + ticket as u32);
+    }
+    assert_eq!(net.node("in").workers[0].refused.len(), 2 + UNRESOLVED_MAX + answered, "all places are free again");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use nix::libc;
 
-use crate::support::{Testbed, WWW, echo_tcp, eventually, noise, text};
+use crate::support::{Testbed, WWW, ask, echo_tcp, eventually, noise, text};
 
 #[test]
 fn a_closed_port_refuses_at_once() {
@@ -19,8 +19,7 @@ fn a_closed_port_refuses_at_once() {
     }
     let socket = testbed.udp("client", (Ipv4Addr::UNSPECIFIED, 0));
     socket.connect((WWW, 9)).unwrap();
-    socket.send(b"anyone?").unwrap();
-    let error = socket.recv(&mut [0; 10]).unwrap_err();
+    let error = ask(&socket, b"anyone?", &mut [0; 10]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
 }
 

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use crate::support::{STARNET, Testbed, WWW, echo_tcp, eventually, noise, text};
+use crate::support::{STARNET, Testbed, WWW, ask, echo_tcp, eventually, noise, text};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 1);
 const ALICE: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -113,8 +113,8 @@ fn what_servers_and_routers_refuse_is_heard_at_once() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     let socket = testbed.udp("bob", (Ipv4Addr::UNSPECIFIED, 0));
     socket.connect((WWW, 7001)).unwrap();
-    socket.send(b"anyone?").unwrap();
-    assert_eq!(socket.recv(&mut [0; 10]).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    let refused = ask(&socket, b"anyone?", &mut [0; 10]).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     // The gateway has no route there, and says so.
     let unreachable = testbed.connect("alice", (Ipv4Addr::new(192, 0, 2, 1), 80)).unwrap_err();
     assert_eq!(unreachable.kind(), std::io::ErrorKind::NetworkUnreachable);

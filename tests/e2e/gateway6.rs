@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use crate::support::{Testbed, WWW, noise, text};
+use crate::support::{Testbed, WWW, ask, noise, text};
 
 const OUTSIDE: &str = "198.18.1.1";
 const OUTSIDE6: &str = "2001:db8:ff::1";
@@ -111,8 +111,7 @@ fn what_a_server_refuses_is_heard_at_once() {
     for server in [WWW6, WWW64] {
         let socket = testbed.udp("alice", (Ipv6Addr::UNSPECIFIED, 0));
         socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7001)).unwrap();
-        socket.send(b"anyone?").unwrap();
-        let refused = socket.recv(&mut [0; 10]).unwrap_err();
+        let refused = ask(&socket, b"anyone?", &mut [0; 10]).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{server}");
         let said = testbed.run("alice", &["nc", "-6", "-w", "5", "-z", "-v", server, "7001"]);
         assert!(text(&said.stderr).contains("refused"), "{server}: {}", text(&said.stderr));

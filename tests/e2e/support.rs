@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash, Hasher},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -273,4 +273,17 @@ fn testbed_name(test: &str) -> String {
     let mut hasher = DefaultHasher::new();
     root().hash(&mut hasher);
     format!("e2e-{:04x}-{test}", hasher.finish() as u16)
+}
+
+/// Sends a question until something comes back, an answer or an error: datagrams may be lost, and who asks by UDP asks again.
+pub(crate) fn ask(socket: &UdpSocket, question: &[u8], answer: &mut [u8]) -> std::io::Result<usize> {
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answered = socket.send(question).and_then(|_| socket.recv(answer));
+        if answered.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) && Instant::now() < deadline {
+            continue;
+        }
+        return answered;
+    }
 }
