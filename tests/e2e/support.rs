@@ -151,6 +151,18 @@ impl Testbed {
         counted.map(|drop| drop["packets"].as_u64().unwrap()).sum()
     }
 
+    /// Prints what every starnet that still runs has dropped, to understand a test that failed.
+    fn tell_drops(&self) {
+        let status = self.command(&["status", "--json"]).output().map(|output| output.stdout).unwrap_or_default();
+        let status: Value = serde_json::from_slice(&status).unwrap_or_default();
+        let hosts = status["hosts"].as_object().into_iter().flatten();
+        for (host, _) in hosts.filter(|(_, about)| about["pid"].is_i64() && about["role"] != "controller") {
+            if let Ok(shown) = self.command(&["show", host, "drops"]).output() {
+                eprintln!("--- show drops of {host}\n{}", text(&shown.stdout));
+            }
+        }
+    }
+
     /// The testbed's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -181,6 +193,7 @@ impl Drop for Testbed {
                 let said = std::fs::read_to_string(log.path()).unwrap_or_default();
                 eprintln!("--- {}\n{said}", log.path().display());
             }
+            self.tell_drops();
         }
         let _ = self.command(&["down"]).output();
     }
