@@ -32,6 +32,7 @@ pub mod reason;
 pub mod reassembly;
 pub mod route_cache;
 pub mod route_table;
+pub mod rss;
 pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
