@@ -88,6 +88,7 @@ fn decide(
         bindings_a_session: case.flows,
         nat: nat_config(case.flows),
         interfaces: Vec::new(),
+        rss: vec![None],
         deny: Vec::new(),
         allow: Vec::new(),
         gateway: None,

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use starnet::{
     dataplane::{
         command::{Command, Event},
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
         forwarding::{Adjacency, Forwarding, Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
         handoff::Handoff,
@@ -149,15 +149,15 @@ impl World {
             self.tell(Command::InitFan { fan: session, init });
             for path in 0..self.case.paths {
                 let link = if role == Role::Entry { down(session, path) } else { up(session, path) };
-                self.tell(Command::SetFanLink { fan: session, path, link: Some(link) });
+                self.tell(Command::SetFanLink { fan: session, path, link: Some((link, SourcePorts::default())) });
             }
         }
         let up = match role {
             Role::Entry => Link { address: CLIENT, port: 5555, ..up(session, 0) },
             _ => up(session, 0),
         };
-        let down = down(session, 0);
-        self.tell(Command::SetSlot { slot: session, generation: generation(session), role, fan: session, up, down });
+        let (fan, down) = (if role == Role::Relay { 0 } else { session }, down(session, 0));
+        self.tell(Command::SetSlot { slot: session, generation: generation(session), role, fan, up, down });
     }
 
     fn binding(&self, flow: u32) -> BindingInit {

@@ -129,7 +129,12 @@ impl Neighbourhood {
             mtu: MTU,
             path: 0,
             route: vec![RELAY.into(), DOWNSTREAM.into()],
-            upstream: LinkEnd { data: self.upstream, ct_index: CtIndex::new(0, number), generation: GENERATION },
+            upstream: LinkEnd {
+                data: self.upstream,
+                ct_index: CtIndex::new(0, number),
+                generation: GENERATION,
+                source_port: relay.data.port(),
+            },
             boot_epoch: BOOT_EPOCH,
         });
         let mut attempts = 0;
@@ -162,7 +167,8 @@ impl Neighbourhood {
             let total = packet.len() as u16;
             ip4::emit(packet, *self.upstream.ip(), *relay.data.ip(), ip4::UDP, total, 64);
             let datagram_bytes = total - ip4::HEADER_BYTES as u16;
-            udp::emit(&mut packet[ip4::HEADER_BYTES..], self.upstream.port(), relay.data.port(), datagram_bytes);
+            let ports = (session.downstream.source_port, relay.data.port());
+            udp::emit(&mut packet[ip4::HEADER_BYTES..], ports.0, ports.1, datagram_bytes);
             datagram(&mut frame[INNER_AT..], (Ipv4Addr::new(100, 64, 0, 2), 5000), (Ipv4Addr::new(203, 0, 113, 1), 9));
             let header = relay::Header {
                 kind: Kind::DataUp,
@@ -217,8 +223,10 @@ async fn answer_reports(mut requests: Receiver<Incoming>, neighbours: Neighbours
 /// The node after the relay: agrees to everything.
 async fn answer_setups(mut requests: Receiver<Incoming>, data: SocketAddrV4) {
     let mut slots = 0;
-    while let Some(Incoming { responder, .. }) = requests.recv().await {
-        let downstream = LinkEnd { data, ct_index: CtIndex::new(0, slots), generation: GENERATION };
+    while let Some(Incoming { request, responder, .. }) = requests.recv().await {
+        let Request::Setup(setup) = request else { continue };
+        let source_port = setup.upstream.data.port();
+        let downstream = LinkEnd { data, ct_index: CtIndex::new(0, slots), generation: GENERATION, source_port };
         slots += 1;
         let exit_address = Ipv4Addr::new(203, 0, 113, 2);
         responder.respond(Response::SetUp(SetUp { downstream, key: KEY, exit_address, boot_epoch: BOOT_EPOCH }));

@@ -163,7 +163,7 @@ impl Carrier {
             SessionKind::Tunnel { inside } => inside,
             SessionKind::Flow { source, .. } => *source.ip(),
         };
-        let socket = SessionSocket::connect(details.opened.entry.data)?;
+        let socket = SessionSocket::connect(details.opened.entry.data, details.opened.entry.source_port)?;
         self.failures = 0;
         let session = Session::new(&details.opened, inside, now);
         self.state =

@@ -218,6 +218,7 @@ pub(super) mod tests {
                 data: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 40_000),
                 ct_index: CtIndex(0x0100_0203),
                 generation: 77,
+                source_port: 0,
             },
             key: KEY,
             exit_address: SERVER,

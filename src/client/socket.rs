@@ -32,6 +32,9 @@ const TRAIN_BYTES_MAX: usize = 65_507;
 /// Bytes of one datagram's place: the largest inner packet and its header fit.
 pub const DATAGRAM_BYTES: usize = 2048;
 
+/// The first of the dynamic ports (RFC 6335).
+const DYNAMIC_PORT_FIRST: u16 = 49_152;
+
 /// Asked of the kernel for each socket, both ways; it gives what `net.core.[rw]mem_max` allows.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
@@ -44,9 +47,12 @@ pub struct SessionSocket {
 }
 
 impl SessionSocket {
-    /// Binds any port and connects it; non-blocking.
-    pub fn connect(entry: SocketAddrV4) -> io::Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    /// Binds the port that the entry wishes for, if it is one of those that nobody is given by a registry and is free
+    /// here, or else any, and connects it; non-blocking.
+    pub fn connect(entry: SocketAddrV4, wish: u16) -> io::Result<Self> {
+        let bind = |port| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port));
+        let wish = if wish >= DYNAMIC_PORT_FIRST { wish } else { 0 };
+        let socket = bind(wish).or_else(|_| bind(0))?;
         socket.connect(entry)?;
         socket.set_nonblocking(true)?;
         enlarge_buffers(&socket);
@@ -270,9 +276,21 @@ mod tests {
     fn pair() -> (SessionSocket, UdpSocket) {
         let entry = UdpSocket::bind("127.0.0.1:0").unwrap();
         let std::net::SocketAddr::V4(address) = entry.local_addr().unwrap() else { panic!("bound to IPv4") };
-        let socket = SessionSocket::connect(address).unwrap();
+        let socket = SessionSocket::connect(address, 0).unwrap();
         entry.connect(socket.local_address().unwrap()).unwrap();
         (socket, entry)
+    }
+
+    #[test]
+    fn the_port_that_the_entry_wishes_for_is_taken_where_it_is_free() {
+        let (_, entry) = pair();
+        let std::net::SocketAddr::V4(address) = entry.local_addr().unwrap() else { panic!("bound to IPv4") };
+        let port = |socket: &SessionSocket| socket.local_address().unwrap().port();
+        let free = UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port().max(DYNAMIC_PORT_FIRST);
+        let first = SessionSocket::connect(address, free).unwrap();
+        assert_eq!(port(&first), free);
+        assert_ne!(port(&SessionSocket::connect(address, free).unwrap()), free, "it is taken");
+        assert_ne!(port(&SessionSocket::connect(address, 7).unwrap()), 7);
     }
 
     #[test]

@@ -162,7 +162,12 @@ fn answer(request: &Request, is_controller: bool, topology: &Topology, record: &
             let key = [ct_index as u8; 16];
             record.sessions.insert(ct_index, (open.clone(), key));
             Response::Opened(Opened {
-                entry: LinkEnd { data: topology.nodes[0].data, ct_index: CtIndex(ct_index), generation: 3 },
+                entry: LinkEnd {
+                    data: topology.nodes[0].data,
+                    ct_index: CtIndex(ct_index),
+                    generation: 3,
+                    source_port: 0,
+                },
                 key,
                 exit_address: Ipv4Addr::new(192, 0, 2, 9),
                 paths: vec![None; open.paths.len()],

@@ -211,6 +211,7 @@ impl Control {
     pub(super) fn flush_forwarding(&mut self) {
         if std::mem::take(&mut self.adjacencies.is_changed) {
             let snapshot = self.forwarding();
+            self.steering.follow(&snapshot);
             for tables in &mut self.workers {
                 let waiting = tables.backlog.iter_mut().find_map(|command| match command {
                     Command::SetForwarding(forwarding) => Some(forwarding),

@@ -7,7 +7,7 @@ use super::{
     Control,
     admission::{INNER_MTU_MAX, check_kind},
     interface::RequestId,
-    sessions::{Entry, EntryPath, Hop, Name, Part, Session, State, WAITERS_MAX, downstream_link, inside},
+    sessions::{Downstream, Entry, EntryPath, Name, Part, Session, State, WAITERS_MAX, inside},
 };
 use crate::{
     Nanos,
@@ -15,7 +15,7 @@ use crate::{
         command::Command,
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
     },
-    rpc::messages::{Failure, FailureReason, LinkEnd, Open, Response, SessionId, SetUp, Setup},
+    rpc::messages::{Failure, FailureReason, Open, Response, SessionId, Setup},
 };
 
 /// Sessions without a packet yet that one address may have: more look like a flood.
@@ -76,8 +76,8 @@ impl Control {
         self.counters.opens += 1;
         let place = self.take_slot(true)?;
         let key = self.random.key();
-        let end = self.link_end(place.ct_index, place.generation);
-        let paths = self.ask_next_nodes(&open, end, place.ct_index, now);
+        let client_port = self.client_port(source, place.ct_index.worker());
+        let paths = self.ask_next_nodes(&open, place.generation, place.ct_index, now);
         let is_without_hope = paths.iter().all(|path| matches!(path, EntryPath::Down(_)));
         *self.clients.entry(claims.client.clone()).or_default() += 1;
         *self.half_open.entry(source).or_default() += 1;
@@ -95,6 +95,7 @@ impl Control {
                 open,
                 fan: place.fan,
                 key,
+                client_port,
                 exit_address: Ipv4Addr::UNSPECIFIED,
                 paths,
                 care: Default::default(),
@@ -138,8 +139,8 @@ impl Control {
     }
 
     /// Sends a Setup for each path whose next node is known.
-    fn ask_next_nodes(&mut self, open: &Open, upstream: LinkEnd, ct_index: CtIndex, now: Nanos) -> Vec<EntryPath> {
-        (0..open.paths.len() as u8).map(|path| self.ask_next_node(open, path, upstream, ct_index, now)).collect()
+    fn ask_next_nodes(&mut self, open: &Open, generation: u16, ct_index: CtIndex, now: Nanos) -> Vec<EntryPath> {
+        (0..open.paths.len() as u8).map(|path| self.ask_next_node(open, path, generation, ct_index, now)).collect()
     }
 
     /// Sends a Setup for a path if its next node is known.
@@ -147,7 +148,7 @@ impl Control {
         &mut self,
         open: &Open,
         path: u8,
-        upstream: LinkEnd,
+        generation: u16,
         ct_index: CtIndex,
         now: Nanos,
     ) -> EntryPath {
@@ -156,6 +157,7 @@ impl Control {
             return EntryPath::Down(self.failure(FailureReason::UnknownNode));
         };
         let to = next.name.clone();
+        let port = self.node_port(next.data, ct_index.worker());
         let setup = Setup {
             token: open.token.clone(),
             entry: self.config.name.clone(),
@@ -164,7 +166,7 @@ impl Control {
             mtu: open.mtu,
             path,
             route,
-            upstream,
+            upstream: self.link_end(ct_index, generation, port),
             boot_epoch: self.config.boot_epoch,
         };
         EntryPath::Calling { to, exchange: self.call_setup(next, setup, ct_index, now), failure: None }
@@ -174,17 +176,16 @@ impl Control {
         &mut self,
         ct_index: CtIndex,
         path: u8,
-        result: Result<(Hop, SetUp), Failure>,
+        result: Result<Downstream, Failure>,
         now: Nanos,
     ) {
         let Some(session) = self.session(ct_index) else { return };
         let state = session.state;
         let Part::Entry(entry) = &mut session.part else { return };
         let (answered, link) = match result {
-            Ok((next, answer)) => {
-                entry.exit_address = answer.exit_address;
-                let link = downstream_link(&answer);
-                (EntryPath::Up { next, link }, Some(link))
+            Ok(Downstream { next, link, ports, exit_address }) => {
+                entry.exit_address = exit_address;
+                (EntryPath::Up { next, link, ports }, Some((link, ports)))
             }
             Err(failure) => (EntryPath::Down(failure), None),
         };
@@ -223,10 +224,10 @@ impl Control {
         let Some(session) = self.session(ct_index) else { return };
         let generation = session.generation;
         let Part::Entry(entry) = &mut session.part else { return };
-        let links: Vec<(u8, Link)> = (0u8..)
+        let links: Vec<_> = (0u8..)
             .zip(&entry.paths)
             .filter_map(|(path, state)| match state {
-                EntryPath::Up { link, .. } => Some((path, *link)),
+                EntryPath::Up { link, ports, .. } => Some((path, (*link, *ports))),
                 _ => None,
             })
             .collect();
@@ -267,7 +268,9 @@ impl Control {
     }
 
     fn respond_opened(&mut self, ct_index: CtIndex, generation: u16, waiters: &[RequestId]) {
-        let end = self.link_end(ct_index, generation);
+        let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
+        let port = entry.client_port;
+        let end = self.link_end(ct_index, generation, port);
         let Some(Session { part: Part::Entry(entry), .. }) = self.session(ct_index) else { return };
         let opened = Session::opened(entry, end);
         for &id in waiters {

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     Control,
     interface::{CallId, Effect},
-    sessions::Hop,
+    sessions::{Downstream, Hop, link, source_ports},
 };
 use crate::{
     MILLISECOND, Nanos, SECOND,
@@ -194,8 +194,10 @@ impl Control {
             }
         };
         let result = match response {
-            Response::SetUp(answer) if answer.downstream.data == exchange.to.data => {
-                Ok((Hop { boot_epoch: answer.boot_epoch, ..exchange.to.clone() }, answer))
+            Response::SetUp(answer)
+                if answer.downstream.data == exchange.to.data && self.is_source_port(answer.downstream.source_port) =>
+            {
+                Ok(self.downstream(exchange, &answer))
             }
             Response::Failed(failure) => Err(failure),
             // An answer of another kind, or one that points at a third party.
@@ -212,6 +214,21 @@ impl Control {
         self.path_answered(ct_index, path, result, now);
     }
 
+    /// What an answer says of the hop.
+    fn downstream(&self, exchange: &Exchange, answer: &SetUp) -> Downstream {
+        let to = &exchange.to;
+        let theirs = match &exchange.request {
+            Request::Setup(setup) => setup.upstream.source_port,
+            _ => to.data.port(),
+        };
+        Downstream {
+            next: Hop { boot_epoch: answer.boot_epoch, ..to.clone() },
+            link: link(answer.downstream, answer.key),
+            ports: source_ports(self.data_address(), answer.downstream.source_port, to.data, theirs),
+            exit_address: answer.exit_address,
+        }
+    }
+
     /// Tells the node that was asked for a path to undo it.
     fn undo(&mut self, number: u64, now: Nanos) {
         let Some(exchange) = self.exchanges.open.get(&number) else { return };
@@ -221,7 +238,7 @@ impl Control {
         }
     }
 
-    fn path_answered(&mut self, ct_index: CtIndex, path: u8, result: Result<(Hop, SetUp), Failure>, now: Nanos) {
+    fn path_answered(&mut self, ct_index: CtIndex, path: u8, result: Result<Downstream, Failure>, now: Nanos) {
         if self.is_entry(ct_index) {
             self.entry_path_answered(ct_index, path, result, now);
         } else {

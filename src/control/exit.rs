@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     Control,
     admission::INNER_MTU_MAX,
-    sessions::{Exit, ExitPath, Hop, Name, Part, Session, State, inside, link},
+    sessions::{Exit, ExitPath, Hop, Name, Part, Session, State, inside, link, source_ports},
 };
 use crate::{
     Nanos,
@@ -62,7 +62,8 @@ impl Control {
         if let SessionKind::Flow { protocol, source, server } = kind {
             let owner = Owner::session(slot);
             let key = BindingKey { owner, protocol, address: *source.ip(), port: source.port(), remote: None };
-            match self.bind(worker, key, Mapping::Flow((*server.ip(), server.port())), now) {
+            let remote = (*server.ip(), server.port());
+            match self.bind(worker, key, Mapping::Flow(remote), remote, now) {
                 Ok(index) => {
                     bindings.insert(index);
                     flow_binding = Some(index);
@@ -103,6 +104,8 @@ impl Control {
         new_mtu: Option<u16>,
     ) -> Result<SetUp, FailureReason> {
         let fresh = self.random.key();
+        let (own, data) = (self.data_address(), setup.upstream.data);
+        let fresh_port = self.node_port(data, ct_index.worker());
         let Some(session) = self.session(ct_index) else { return Err(FailureReason::Busy) };
         let (state, generation, kind) = (session.state, session.generation, session.kind);
         if session.client != client {
@@ -119,30 +122,31 @@ impl Control {
         let (fan, flow_binding) = (exit.fan, exit.flow_binding);
         let place = &mut exit.paths[usize::from(setup.path)];
         let known = place.as_ref().filter(|path| path.upstream == upstream && path.up == setup.upstream);
-        let key = match known {
-            Some(path) => path.key,
+        let (key, up_port) = match known {
+            Some(path) => (path.key, path.up_port),
             None => {
-                *place = Some(ExitPath { upstream, up: setup.upstream, key: fresh });
+                *place = Some(ExitPath { upstream, up: setup.upstream, up_port: fresh_port, key: fresh });
                 let link = link(setup.upstream, fresh);
+                let ports = source_ports(own, setup.upstream.source_port, data, fresh_port);
                 let worker = ct_index.worker();
                 if let Some(mtu) = new_mtu {
                     let init = FanInit { inside: inside(kind), binding: flow_binding.unwrap_or(NO_BINDING), mtu };
                     self.command(worker, Command::InitFan { fan, init });
                 }
-                self.command(worker, Command::SetFanLink { fan, path: setup.path, link: Some(link) });
+                self.command(worker, Command::SetFanLink { fan, path: setup.path, link: Some((link, ports)) });
                 if new_mtu.is_some() {
                     let (slot, up, down) = (ct_index.slot(), Link::NONE, Link::NONE);
                     self.command(worker, Command::SetSlot { slot, generation, role: Role::Exit, fan, up, down });
                 }
-                fresh
+                (fresh, fresh_port)
             }
         };
-        Ok(self.exit_answer(ct_index, generation, key))
+        Ok(self.exit_answer(ct_index, generation, key, up_port))
     }
 
-    fn exit_answer(&self, ct_index: CtIndex, generation: u16, key: HopKey) -> SetUp {
+    fn exit_answer(&self, ct_index: CtIndex, generation: u16, key: HopKey, up_port: u16) -> SetUp {
         SetUp {
-            downstream: self.link_end(ct_index, generation),
+            downstream: self.link_end(ct_index, generation, up_port),
             key,
             exit_address: self.config.identity.address,
             boot_epoch: self.config.boot_epoch,

@@ -83,7 +83,7 @@ impl TableWorker {
             Command::SetFanLink { fan, path, link } => {
                 // Clearing a link of a fan that was freed a moment ago is harmless.
                 match self.fans.get_mut(&fan) {
-                    Some((_, links)) => links[usize::from(path)] = link,
+                    Some((_, links)) => links[usize::from(path)] = link.map(|(link, _)| link),
                     None => assert!(link.is_none(), "link of fan {fan} before its start"),
                 }
             }
@@ -601,6 +601,7 @@ fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
         bindings_a_session: 64,
         nat: NatConfig { gateway: vec![0], ..NatConfig::of(&identity) },
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
+        rss: vec![None],
         deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
         allow: Vec::new(),
         gateway: None,

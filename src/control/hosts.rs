@@ -14,6 +14,7 @@ use super::{
     hosts6::Hosts6,
     ports::{Ports, Wish},
     random::Random,
+    steering::Answers,
 };
 use crate::{
     Nanos,
@@ -90,12 +91,13 @@ impl Hosts {
     }
 
     /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
-    /// that `is_good` accepts. Nothing is taken on failure.
+    /// that `is_good` accepts; one by which the `answers` come to the worker, if it can be. Nothing is taken on failure.
     pub(super) fn lease(
         &mut self,
         config: &NatConfig,
         key: &BindingKey,
         is_good: Option<&dyn Fn(Lease) -> bool>,
+        answers: Option<&Answers<'_>>,
         random: &mut Random,
         now: Nanos,
     ) -> Result<Lease, Reason> {
@@ -107,12 +109,22 @@ impl Hosts {
             Some(host) => (host.address, false),
             None => (self.address_for(config, key, row, random, now)?, true),
         };
-        let wish = Wish { parity_of: config.keeps_parity.then_some(key.port).filter(|_| key.protocol != ip4::ICMP) };
+        let lands = answers.and_then(|answers| answers.landing(self.addresses[usize::from(address)]));
+        let lands: Option<&dyn Fn(u16) -> bool> = match &lands {
+            Some(lands) => Some(lands),
+            None => None,
+        };
+        let parity_of = config.keeps_parity.then_some(key.port).filter(|_| key.protocol != ip4::ICMP);
+        let wish = Wish { parity_of, lands };
         let inside = self.name(key.address);
         let host = self.hosts.entry(name).or_insert_with(|| Host { address, ..Host::default() });
         let ports = &mut self.ports[usize::from(address)][row];
         let port = match is_good {
-            Some(is_good) => ports.share(|port| is_good(Lease { address, port }), random, now),
+            Some(is_good) => {
+                let is_good = |port| is_good(Lease { address, port });
+                let landing = lands.and_then(|lands| ports.share(|port| lands(port) && is_good(port), random, now));
+                landing.or_else(|| ports.share(is_good, random, now))
+            }
             None if config.port_block == 0 => ports.lease(wish, random, now),
             None => lease_in_blocks(ports, &mut host.blocks[row], wish, random, now, |range| {
                 let outside = self.addresses[usize::from(address)];
@@ -238,7 +250,7 @@ impl Hosts {
 fn lease_in_blocks(
     ports: &mut Ports,
     blocks: &mut Vec<(u16, u32)>,
-    wish: Wish,
+    wish: Wish<'_>,
     random: &mut Random,
     now: Nanos,
     log: impl Fn((u16, u16)),

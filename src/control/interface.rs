@@ -9,6 +9,7 @@ use crate::{
         forwarding::{Identity, Interface, Prefix},
         gateway::{Gateway, Transit},
         nat::NatConfig,
+        rss::Rss,
     },
     rpc::messages::{NodeName, Request, Response, Roles},
     wire::ethernet::Mac,
@@ -37,6 +38,8 @@ pub struct ControlConfig {
     pub nat: NatConfig,
     /// Interfaces in the driver's order.
     pub interfaces: Vec<Interface>,
+    /// How each of them spreads what it receives; `None`: not known.
+    pub rss: Vec<Option<Rss>>,
     /// Exit policy: forbidden destinations (the node's own address is always forbidden).
     pub deny: Vec<Prefix>,
     /// Exceptions from it.

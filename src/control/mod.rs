@@ -7,7 +7,7 @@
 //! A session's way through these files: [`admission`] checks the request, [`entry`] reserves a slot and asks the
 //! next nodes ([`exchanges`]), each [`relay`] passes it on, the [`exit`] writes it to its worker and answers, and so
 //! back. [`nat`] binds a tunnel's flows while it lives; [`teardown`] ends it, or [`ageing`] does. Where packets go
-//! is [`adjacency`] and [`peers`]; how good the ways are is [`probes`].
+//! is [`adjacency`] and [`peers`]; which worker they arrive at is [`steering`]; how good the ways are is [`probes`].
 
 mod adjacency;
 mod admission;
@@ -33,6 +33,7 @@ mod repair;
 mod sessions;
 pub mod show;
 pub mod show_nat;
+mod steering;
 mod tables;
 mod teardown;
 #[cfg(test)]
@@ -56,6 +57,7 @@ use self::{
     peers::Peers,
     random::Random,
     sessions::{Asker, Name, Part, Session},
+    steering::Steering,
     tables::Tables,
 };
 use crate::{
@@ -92,6 +94,7 @@ pub struct Control {
     token_key: Option<[u8; 32]>,
     adjacencies: Adjacencies,
     gateway: Option<GatewayState>,
+    steering: Steering,
     /// Reports of fans that were asked for: who asked.
     fan_requests: BTreeMap<u64, Asker>,
     fan_request_next: u64,
@@ -126,6 +129,7 @@ impl Control {
             token_key: None,
             adjacencies: Adjacencies::new(config.interfaces.clone()),
             gateway: config.gateway.clone().map(GatewayState::new),
+            steering: Steering::new(config.rss.clone()),
             fan_requests: BTreeMap::new(),
             fan_request_next: 0,
             visits: BTreeSet::new(),
@@ -296,9 +300,9 @@ impl Control {
         std::net::SocketAddrV4::new(self.config.identity.address, self.config.identity.data_port)
     }
 
-    /// This node's end of a hop.
-    fn link_end(&self, ct_index: CtIndex, generation: u16) -> LinkEnd {
-        LinkEnd { data: self.data_address(), ct_index, generation }
+    /// This node's end of a hop, for one who is to send to it from `source_port`.
+    fn link_end(&self, ct_index: CtIndex, generation: u16, source_port: u16) -> LinkEnd {
+        LinkEnd { data: self.data_address(), ct_index, generation, source_port }
     }
 
     fn session(&mut self, ct_index: CtIndex) -> Option<&mut Session> {

@@ -1,7 +1,8 @@
 //! NAT bindings: made at the setup of a flow session, or when a flow's first packet waits for one.
 //!
 //! Mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): a binding is found by the inside alone, and
-//! which server it was made for does not matter.
+//! which server it was made for does not matter, but for the choice of the port ([`super::steering`]): answers of others may
+//! have to be handed over.
 
 use super::{
     Control,
@@ -64,7 +65,7 @@ impl Control {
             return Err(Reason::TableFull);
         }
         let mapping = key.remote.map_or(Mapping::EndpointIndependent, Mapping::EndpointDependent);
-        let index = self.bind(worker, key, mapping, now)?;
+        let index = self.bind(worker, key, mapping, remote, now)?;
         if let Some(exit) = self.exit_of(worker, key.owner) {
             exit.bindings.insert(index);
         }
@@ -99,8 +100,16 @@ impl Control {
         }
     }
 
-    /// Takes a place and a port, and writes the binding to the worker. All or nothing.
-    pub(super) fn bind(&mut self, worker: usize, key: BindingKey, mapping: Mapping, now: Nanos) -> Result<u32, Reason> {
+    /// Takes a place and a port, by which answers of `remote` come to the worker if it can be, and writes the binding to
+    /// it. All or nothing.
+    pub(super) fn bind(
+        &mut self,
+        worker: usize,
+        key: BindingKey,
+        mapping: Mapping,
+        remote: Endpoint,
+        now: Nanos,
+    ) -> Result<u32, Reason> {
         let tables = &mut self.workers[worker];
         if tables.is_busy() {
             return Err(Reason::Refused);
@@ -114,7 +123,8 @@ impl Control {
             move |lease: Lease| !shared.contains(&(protocol, lease, remote))
         });
         let is_good = is_good.as_ref().map(|is_good| is_good as &dyn Fn(Lease) -> bool);
-        let lease = tables.hosts.lease(nat, &key, is_good, &mut self.random, now)?;
+        let answers = self.steering.answers(protocol, remote, worker);
+        let lease = tables.hosts.lease(nat, &key, is_good, answers.as_ref(), &mut self.random, now)?;
         let Some(index) = tables.bindings.take() else {
             tables.hosts.give(&key, lease, now);
             return Err(Reason::TableFull);

@@ -4,13 +4,13 @@ use super::{
     Control,
     admission::check_kind,
     interface::RequestId,
-    sessions::{Hop, Name, Part, Relay, RelayDown, Session, State, WAITERS_MAX, downstream_link, link},
+    sessions::{Downstream, Hop, Name, Part, Relay, RelayDown, Session, State, WAITERS_MAX, link, source_ports},
 };
 use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        conntrack::{CtIndex, Role},
+        conntrack::{CtIndex, RelayPorts, Role},
     },
     rpc::messages::{Failure, FailureReason, Response, SetUp, Setup},
 };
@@ -37,6 +37,9 @@ impl Control {
         // What we send back goes to the caller and to nobody else.
         if upstream.data != setup.upstream.data {
             return Err(FailureReason::NotAllowed);
+        }
+        if !self.is_source_port(setup.upstream.source_port) {
+            return Err(FailureReason::BadRequest);
         }
         let upstream = Hop { boot_epoch: setup.boot_epoch, ..upstream };
         let claims = self.claims(&setup.token, unix_seconds)?;
@@ -74,10 +77,11 @@ impl Control {
         let next = self.peers.hop(&setup.route[1]).ok_or(FailureReason::UnknownNode)?;
         let place = self.take_slot(false)?;
         let key = self.random.key();
-        let (up, kind) = (setup.upstream, setup.kind);
+        let (up, kind, worker) = (setup.upstream, setup.kind, place.ct_index.worker());
+        let up_port = self.node_port(up.data, worker);
         let onwards = Setup {
             route: setup.route[1..].to_vec(),
-            upstream: self.link_end(place.ct_index, place.generation),
+            upstream: self.link_end(place.ct_index, place.generation, self.node_port(next.data, worker)),
             boot_epoch: self.config.boot_epoch,
             ..setup
         };
@@ -91,9 +95,16 @@ impl Control {
             state: State::Opening,
             since: now,
             is_free_pending: false,
-            part: Part::Relay(Relay { upstream, up, key, down: RelayDown::Calling { exchange }, waiters: vec![id] }),
+            part: Part::Relay(Relay {
+                upstream,
+                up,
+                up_port,
+                key,
+                down: RelayDown::Calling { exchange },
+                waiters: vec![id],
+            }),
         };
-        self.workers[place.ct_index.worker()].put_session(place.ct_index.slot(), session);
+        self.workers[worker].put_session(place.ct_index.slot(), session);
         Ok(())
     }
 
@@ -125,18 +136,21 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn relay_answered(&mut self, ct_index: CtIndex, result: Result<(Hop, SetUp), Failure>, now: Nanos) {
+    pub(super) fn relay_answered(&mut self, ct_index: CtIndex, result: Result<Downstream, Failure>, now: Nanos) {
+        let own = self.data_address();
         let Some(session) = self.session(ct_index) else { return };
         let (generation, waiters) = (session.generation, session.take_waiters());
         let Part::Relay(relay) = &mut session.part else { return };
         match result {
-            Ok((next, answer)) => {
-                let (up, down) = (link(relay.up, relay.key), downstream_link(&answer));
-                relay.down = RelayDown::Up { next, link: down, exit_address: answer.exit_address };
+            Ok(Downstream { next, link: down, ports, exit_address }) => {
+                let up = link(relay.up, relay.key);
+                let up_ports = source_ports(own, relay.up.source_port, relay.up.data, relay.up_port);
+                relay.down = RelayDown::Up { next, link: down, exit_address };
                 session.state = State::Open;
                 session.since = now;
                 let slot = ct_index.slot();
-                let command = Command::SetSlot { slot, generation, role: Role::Relay, fan: 0, up, down };
+                let fan = RelayPorts { up: up_ports, down: ports }.to_bits();
+                let command = Command::SetSlot { slot, generation, role: Role::Relay, fan, up, down };
                 self.command(ct_index.worker(), command);
                 self.respond_set_up(ct_index, waiters);
             }
@@ -154,9 +168,11 @@ impl Control {
         let boot_epoch = self.config.boot_epoch;
         let Some(session) = self.session(ct_index) else { return };
         let generation = session.generation;
-        let Part::Relay(Relay { key, down: RelayDown::Up { exit_address, .. }, .. }) = &session.part else { return };
-        let (key, exit_address) = (*key, *exit_address);
-        let answer = SetUp { downstream: self.link_end(ct_index, generation), key, exit_address, boot_epoch };
+        let Part::Relay(Relay { up_port, key, down: RelayDown::Up { exit_address, .. }, .. }) = &session.part else {
+            return;
+        };
+        let (up_port, key, exit_address) = (*up_port, *key, *exit_address);
+        let answer = SetUp { downstream: self.link_end(ct_index, generation, up_port), key, exit_address, boot_epoch };
         for id in waiters {
             self.respond(id, Response::SetUp(answer.clone()));
         }

@@ -139,9 +139,8 @@ impl Control {
         }
         if !due.is_empty() {
             let open = entry.open.clone();
-            let end = self.link_end(ct_index, generation);
             for number in due {
-                let path = self.ask_next_node(&open, number, end, ct_index, now);
+                let path = self.ask_next_node(&open, number, generation, ct_index, now);
                 self.set_entry_path(ct_index, number, path);
             }
         }
@@ -192,7 +191,7 @@ impl Control {
             .paths
             .iter()
             .map(|path| match path {
-                EntryPath::Up { link, .. } => Some(*link),
+                EntryPath::Up { link, ports, .. } => Some((*link, *ports)),
                 EntryPath::Calling { .. } | EntryPath::Down(_) => None,
             })
             .collect();
@@ -212,7 +211,7 @@ impl Control {
         let failure = Failure { hop: next.name.clone(), reason: FailureReason::Silent };
         self.set_entry_path(ct_index, number, EntryPath::Down(failure));
         self.command(ct_index.worker(), Command::SetFanLink { fan, path: number, link: None });
-        let upstream = self.link_end(ct_index, generation);
+        let upstream = self.link_end(ct_index, generation, 0);
         let teardown = Teardown { entry: name.entry, session: name.session, path: number, upstream };
         self.call_teardown(next, teardown, now);
     }

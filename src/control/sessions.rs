@@ -10,9 +10,9 @@ use std::{
 use super::{interface::RequestId, repair::Care};
 use crate::{
     Nanos,
-    dataplane::conntrack::{CtIndex, Link},
+    dataplane::conntrack::{CtIndex, Link, SOURCE_PORTS, SourcePorts},
     limits::PATHS_MAX,
-    rpc::messages::{Failure, FailureReason, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind, SetUp},
+    rpc::messages::{Failure, FailureReason, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind},
     wire::relay::HopKey,
 };
 
@@ -95,6 +95,8 @@ pub(super) struct Entry {
     pub(super) fan: u32,
     /// Key of the client's hop.
     pub(super) key: HopKey,
+    /// The port that the client is asked to send from.
+    pub(super) client_port: u16,
     pub(super) exit_address: Ipv4Addr,
     /// By path number.
     pub(super) paths: Vec<EntryPath>,
@@ -115,7 +117,7 @@ pub(super) enum EntryPath {
     /// Asked for; not for the first time where it has a failure.
     Calling { to: NodeName, exchange: u64, failure: Option<Failure> },
     /// Set up.
-    Up { next: Hop, link: Link },
+    Up { next: Hop, link: Link, ports: SourcePorts },
     /// Not, or not any more.
     Down(Failure),
 }
@@ -126,6 +128,8 @@ pub(super) struct Relay {
     pub(super) upstream: Hop,
     /// The upstream's end.
     pub(super) up: LinkEnd,
+    /// The port that the upstream sends from.
+    pub(super) up_port: u16,
     /// Key of the upstream hop.
     pub(super) key: HopKey,
     pub(super) down: RelayDown,
@@ -158,6 +162,8 @@ pub(super) struct Exit {
 pub(super) struct ExitPath {
     pub(super) upstream: Hop,
     pub(super) up: LinkEnd,
+    /// The port that the upstream sends from.
+    pub(super) up_port: u16,
     pub(super) key: HopKey,
 }
 
@@ -197,9 +203,22 @@ pub(super) fn link(end: LinkEnd, key: HopKey) -> Link {
     Link { address: *end.data.ip(), port: end.data.port(), generation: end.generation, ct_index: end.ct_index, key }
 }
 
-/// The link that an answer describes.
-pub(super) fn downstream_link(answer: &SetUp) -> Link {
-    link(answer.downstream, answer.key)
+/// The ports of a hop: we were told to send from `ours`, the other end from `theirs`.
+pub(super) fn source_ports(own: SocketAddrV4, ours: u16, other: SocketAddrV4, theirs: u16) -> SourcePorts {
+    let above = |port: u16, data: SocketAddrV4| {
+        debug_assert!(port.wrapping_sub(data.port()) < SOURCE_PORTS, "checked where it came from");
+        port.wrapping_sub(data.port()) as u8
+    };
+    SourcePorts { ours: above(ours, own), theirs: above(theirs, other) }
+}
+
+/// A hop as its upstream knows it once it is set up.
+#[derive(Clone, Debug)]
+pub(super) struct Downstream {
+    pub(super) next: Hop,
+    pub(super) link: Link,
+    pub(super) ports: SourcePorts,
+    pub(super) exit_address: Ipv4Addr,
 }
 
 /// Source address of a session's inner packets.

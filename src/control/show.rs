@@ -314,7 +314,7 @@ fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: Nanos) -> Se
 fn entry_path(path: u8, state: &EntryPath) -> PathView {
     let (downstream, failure) = match state {
         EntryPath::Calling { failure, .. } => (None, failure.as_ref().map(ToString::to_string)),
-        EntryPath::Up { next, link } => (Some(hop_of_link(&next.name, link)), None),
+        EntryPath::Up { next, link, .. } => (Some(hop_of_link(&next.name, link)), None),
         EntryPath::Down(failure) => (None, Some(failure.to_string())),
     };
     PathView { path, upstream: None, downstream, failure }

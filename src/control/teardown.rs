@@ -21,7 +21,7 @@ impl Control {
         let name = |path| Name { entry: teardown.entry.clone(), session: teardown.session, path };
         if let Some(&ct_index) = self.names.get(&name(Some(teardown.path))) {
             let is_meant = match self.session(ct_index).map(|session| &session.part) {
-                Some(Part::Relay(relay)) => relay.upstream.name == caller && relay.up == teardown.upstream,
+                Some(Part::Relay(relay)) => relay.upstream.name == caller && relay.up.is_same_slot(&teardown.upstream),
                 _ => false,
             };
             if is_meant {
@@ -37,7 +37,7 @@ impl Control {
     fn exit_teardown(&mut self, ct_index: CtIndex, caller: &str, teardown: &Teardown, now: Nanos) {
         let Some(Part::Exit(exit)) = self.session(ct_index).map(|session| &session.part) else { return };
         let path = exit.paths.get(usize::from(teardown.path)).and_then(Option::as_ref);
-        if path.is_some_and(|path| path.upstream.name == caller && path.up == teardown.upstream) {
+        if path.is_some_and(|path| path.upstream.name == caller && path.up.is_same_slot(&teardown.upstream)) {
             self.exit_drop_path(ct_index, teardown.path, now);
         }
     }
@@ -168,7 +168,7 @@ impl Control {
         for exchange in exchanges {
             self.abandon(exchange, now);
         }
-        let upstream: LinkEnd = self.link_end(ct_index, generation);
+        let upstream: LinkEnd = self.link_end(ct_index, generation, 0);
         for (path, next) in downstream {
             let teardown = Teardown { entry: name.entry.clone(), session: name.session, path, upstream };
             self.call_teardown(next, teardown, now);

@@ -398,7 +398,8 @@ fn setup(net: &Net, upstream: LinkEnd) -> Setup {
 }
 
 fn end(number: u8, slot: u32) -> LinkEnd {
-    LinkEnd { data: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, number), 40000), ct_index: CtIndex(slot), generation: 9 }
+    let data = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, number), 40000);
+    LinkEnd { data, ct_index: CtIndex(slot), generation: 9, source_port: 40000 }
 }
 
 #[test]
@@ -420,6 +421,8 @@ fn a_setup_is_taken_from_a_neighbour_only_and_for_its_own_address_only() {
         (node("in"), Request::Setup(Setup { path: 8, ..setup(&net, end(1, 5)) }), FailureReason::BadRequest),
         (node("in"), Request::Setup(Setup { route: vec![], ..setup(&net, end(1, 5)) }), FailureReason::BadRequest),
         (node("in"), Request::Topology { token: String::new() }, FailureReason::BadRequest),
+        (node("in"), request(&net, LinkEnd { source_port: 39_999, ..end(1, 5) }), FailureReason::BadRequest),
+        (node("in"), request(&net, LinkEnd { source_port: 40_256, ..end(1, 5) }), FailureReason::BadRequest),
     ];
     for (caller, request, reason) in cases {
         let asked = net.ask_as(caller, "out", request);

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{
-    conntrack::{FanInit, FanReport, Link, Role},
+    conntrack::{FanInit, FanReport, Link, Role, SourcePorts},
     forwarding::Forwarding,
     nat::{BindingInit, BindingKey, Endpoint, Owner, Translation},
     reason::Reason,
@@ -21,8 +21,8 @@ pub enum Command {
     /// Starts fan `fan` anew: no links, empty window, counters at zero.
     InitFan { fan: u32, init: FanInit },
     /// Sets or clears the link of path `path` in a fan.
-    SetFanLink { fan: u32, path: u8, link: Option<Link> },
-    /// Puts a slot into use, or rewrites it in place (the same generation).
+    SetFanLink { fan: u32, path: u8, link: Option<(Link, SourcePorts)> },
+    /// Puts a slot into use, or rewrites it in place (the same generation). `fan`: as in [`Slot`](super::conntrack::Slot).
     SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link },
     /// Frees a slot of this generation, with `idle_since` only where its stamp is still that one.
     /// Answered by [`Event::SlotFreed`] or [`Event::SlotKept`].

@@ -46,8 +46,8 @@ pub enum Role {
     Exit,
 }
 
-/// The other end of one hop: where to send, under which slot and key. `addr` and `port` are also what packets
-/// from there must come from. The key is shared by both ends; the header's kind tells the direction.
+/// The other end of one hop: where to send, under which slot and key. `address` and `port`, with
+/// [`SourcePorts::theirs`] added where that is a node's, are also what packets from there must come from. The key is shared by both ends; the header's kind tells the direction.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Link {
@@ -69,6 +69,46 @@ impl Link {
         Self { address: Ipv4Addr::UNSPECIFIED, port: 0, generation: 0, ct_index: CtIndex(0), key: [0; 16] };
 }
 
+/// The source ports of a hop between two nodes, each as how far it is above its node's data port. Whoever receives
+/// chooses: by the source port a NIC tells the queue, and so the worker ([`super::rss`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SourcePorts {
+    /// We send from.
+    pub ours: u8,
+    /// The other end sends from.
+    pub theirs: u8,
+}
+
+/// How many there are to choose from: the data port and those above it. NAT has them, too.
+pub const SOURCE_PORTS: u16 = 1 << u8::BITS;
+
+/// Those of a relay's two hops. A relay has no fan, so they are in that place of its slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RelayPorts {
+    /// Towards the client.
+    pub up: SourcePorts,
+    /// Towards the server.
+    pub down: SourcePorts,
+}
+
+impl RelayPorts {
+    /// As they are in the place of the fan.
+    #[inline]
+    pub fn to_bits(self) -> u32 {
+        u32::from_le_bytes([self.up.ours, self.up.theirs, self.down.ours, self.down.theirs])
+    }
+
+    /// From there.
+    #[inline]
+    pub fn from_bits(bits: u32) -> Self {
+        let [up_ours, up_theirs, down_ours, down_theirs] = bits.to_le_bytes();
+        Self {
+            up: SourcePorts { ours: up_ours, theirs: up_theirs },
+            down: SourcePorts { ours: down_ours, theirs: down_theirs },
+        }
+    }
+}
+
 /// A session at this node: one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -77,7 +117,7 @@ pub struct Slot {
     pub generation: u16,
     /// What the session does here.
     pub role: Role,
-    /// Index of the session's [`Fan`] (entry and exit).
+    /// Index of the session's [`Fan`] (entry and exit), or a relay's [`RelayPorts`].
     pub fan: u32,
     /// Towards the client (entry: the client itself). Unused at an exit.
     pub up: Link,

@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     command::{Event, PuntCause},
-    conntrack::{Link, Slot},
+    conntrack::{Link, SOURCE_PORTS, Slot, SourcePorts},
     driver::Frames,
     fan::Fan,
-    forwarding::Identity,
+    forwarding::{Identity, Peer},
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
@@ -194,7 +194,7 @@ impl Context {
         slot: usize,
         fan: usize,
         node: NodeId,
-        address: impl Fn(&mut Frames, &mut Packet, &Identity, &Link, &mut Unsigned),
+        address: impl Fn(&mut Frames, &mut Packet, &Identity, (&Link, SourcePorts), &mut Unsigned),
     ) -> Verdict {
         let Some(last) = self.fans[fan].last_path() else { return Verdict::Drop(Reason::NoPath) };
         for path in 0..=last {
@@ -203,11 +203,11 @@ impl Context {
             }
             let taken = if path == last { Some(slot) } else { self.copy(frames, slot, node, NodeId::IpOutput) };
             if let Some(taken) = taken
-                && let Some(link) = self.fans[fan].link(path)
+                && let Some(hop) = self.fans[fan].link(path)
             {
                 let packet = &mut self.packets[taken];
                 packet.path = path;
-                address(frames, packet, &self.identity, link, &mut self.unsigned);
+                address(frames, packet, &self.identity, hop, &mut self.unsigned);
             }
         }
         Verdict::Next(NodeId::IpOutput)
@@ -217,6 +217,16 @@ impl Context {
     #[inline]
     pub fn is_ours(&self, address: Ipv4Addr) -> bool {
         address == self.identity.address || self.bindings.outside().contains(address)
+    }
+
+    /// True for a packet of ours to the other end of a hop; what NAT sends may come from the same ports.
+    pub fn is_relayed(&self, source: Endpoint, destination: Endpoint) -> bool {
+        let Identity { address, data_port, .. } = self.identity;
+        let is_peer = |peer: &Peer| (peer.address, peer.port) == destination;
+        source.0 == address
+            && (source.1 == data_port
+                || source.1.wrapping_sub(data_port) < SOURCE_PORTS
+                    && self.routes.forwarding().peers.iter().any(is_peer))
     }
 
     /// True for the outside addresses of IPv6.

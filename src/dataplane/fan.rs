@@ -1,7 +1,7 @@
 //! A session's fan at its entry or exit: the paths, the duplicate window, the sequence.
 
 use super::{
-    conntrack::{FanInit, FanReport, Link, NO_BINDING, PathCounters},
+    conntrack::{FanInit, FanReport, Link, NO_BINDING, PathCounters, SourcePorts},
     prefetch::prefetch,
     window::{Reject, Window},
 };
@@ -35,6 +35,7 @@ pub struct Fan {
 #[repr(C, align(64))]
 struct Lane {
     link: Link,
+    ports: SourcePorts,
     counters: PathCounters,
 }
 
@@ -51,7 +52,8 @@ impl Fan {
             lowest: 0,
             window: Window::default(),
             from_client: Window::default(),
-            lanes: [Lane { link: Link::NONE, counters: PathCounters::default() }; PATHS_MAX],
+            lanes: [Lane { link: Link::NONE, ports: SourcePorts::default(), counters: PathCounters::default() };
+                PATHS_MAX],
         }
     }
 
@@ -111,17 +113,17 @@ impl Fan {
         self.paths.checked_ilog2().map(|path| path as u8)
     }
 
-    /// The link of a path; `None` where there is none, or no such path.
+    /// The link of a path and its ports; `None` where there is none, or no such path.
     #[inline]
-    pub fn link(&self, path: u8) -> Option<&Link> {
+    pub fn link(&self, path: u8) -> Option<(&Link, SourcePorts)> {
         let has_link = usize::from(path) < PATHS_MAX && self.paths & 1 << path != 0;
-        has_link.then(|| &self.lanes[usize::from(path)].link)
+        has_link.then(|| (&self.lanes[usize::from(path)].link, self.lanes[usize::from(path)].ports))
     }
 
     /// Sets or clears the link of a path. False where there is no such path.
-    pub fn set_link(&mut self, path: u8, link: Option<Link>) -> bool {
+    pub fn set_link(&mut self, path: u8, link: Option<(Link, SourcePorts)>) -> bool {
         let Some(lane) = self.lanes.get_mut(usize::from(path)) else { return false };
-        lane.link = link.unwrap_or(Link::NONE);
+        (lane.link, lane.ports) = link.unwrap_or((Link::NONE, SourcePorts::default()));
         self.paths = self.paths & !(1 << path) | u8::from(link.is_some()) << path;
         true
     }
@@ -160,13 +162,15 @@ mod tests {
         let mut fan = Fan::unused();
         assert_eq!((fan.width(), fan.last_path()), (0, None));
         for path in [3, 0, 7] {
-            assert!(fan.set_link(path, Some(Link { generation: u16::from(path), ..Link::NONE })));
+            assert!(
+                fan.set_link(path, Some((Link { generation: u16::from(path), ..Link::NONE }, SourcePorts::default())))
+            );
         }
         assert_eq!((fan.width(), fan.last_path()), (3, Some(7)));
-        assert_eq!(fan.link(3).map(|link| link.generation), Some(3));
+        assert_eq!(fan.link(3).map(|(link, _)| link.generation), Some(3));
         assert!(fan.set_link(7, None));
         assert_eq!((fan.width(), fan.last_path()), (2, Some(3)));
         assert!(fan.link(7).is_none() && fan.link(8).is_none() && fan.link(255).is_none());
-        assert!(!fan.set_link(8, Some(Link::NONE)));
+        assert!(!fan.set_link(8, Some((Link::NONE, SourcePorts::default()))));
     }
 }

@@ -1,6 +1,12 @@
 //! The overlay's own headers: outer IPv4, UDP and relay header, written in place or pushed.
 
-use super::{conntrack::Link, driver::Frames, forwarding::Identity, packet::Packet, tags::Tags};
+use super::{
+    conntrack::{Link, SourcePorts},
+    driver::Frames,
+    forwarding::Identity,
+    packet::Packet,
+    tags::Tags,
+};
 use crate::{
     limits::{PACKET_SLOTS, PATHS_MAX},
     wire::{OVERLAY_BYTES, ethernet, ip4, relay, udp},
@@ -55,7 +61,7 @@ pub(super) fn rewrite(
     frames: &mut Frames,
     packet: &mut Packet,
     identity: &Identity,
-    link: &Link,
+    (link, ports): (&Link, SourcePorts),
     unsigned: &mut Unsigned,
 ) {
     let bytes = packet.ip(frames);
@@ -70,7 +76,8 @@ pub(super) fn rewrite(
     };
     ip4::emit(bytes, identity.address, link.address, ip4::UDP, length, TTL);
     let datagram = length - ip4::HEADER_BYTES as u16;
-    udp::emit(&mut bytes[ip4::HEADER_BYTES..], identity.data_port, link.port, datagram);
+    let source = identity.data_port.wrapping_add(u16::from(ports.ours));
+    udp::emit(&mut bytes[ip4::HEADER_BYTES..], source, link.port, datagram);
     let tagged = relay::emit_untagged(&mut bytes[RELAY_AT..], &header);
     unsigned.push(packet.frame, packet.l3 + RELAY_AT as u16, tagged, &link.key);
     packet.destination = link.address;
@@ -82,11 +89,11 @@ pub(super) fn push(
     frames: &mut Frames,
     packet: &mut Packet,
     identity: &Identity,
-    link: &Link,
+    hop: (&Link, SourcePorts),
     unsigned: &mut Unsigned,
 ) {
     place(packet, usize::from(packet.l3) - OVERLAY_BYTES);
-    rewrite(frames, packet, identity, link, unsigned);
+    rewrite(frames, packet, identity, hop, unsigned);
 }
 
 /// Takes the overlay's headers off: `l3` is the inner packet's header from now on.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, sync::atomic::Orderin
 
 use super::{
     command::{Command, Event},
-    conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+    conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
     driver::memory::MemoryDriver,
     forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Prefix, Route},
     gateway::{Gateway, Realm},
@@ -254,7 +254,7 @@ impl Bench {
         self.tell(Command::InitFan { fan, init: FanInit { inside: INSIDE, binding, mtu: INSIDE_MTU } });
         for path in 0..paths {
             let link = link(address, DATA_PORT, 20 + u32::from(path), key);
-            self.tell(Command::SetFanLink { fan, path, link: Some(link) });
+            self.tell(Command::SetFanLink { fan, path, link: Some((link, SourcePorts::default())) });
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::{
 
 use super::{
     command::{Command, Event, PuntCause},
-    conntrack::{Role, Slot},
+    conntrack::{Role, Slot, SourcePorts},
     context::Context,
     driver::{Driver, Received, Transmit},
     fan::Fan,
@@ -384,8 +384,8 @@ impl<D: Driver> Worker<D> {
         let payload = &mut packet.ip(frames)[outer::RELAY_AT..];
         payload.fill(0);
         write(payload, probe::SENT, &self.context.now.to_be_bytes());
-        let link = probe::link_to(&peer, peer.key);
-        outer::rewrite(frames, &mut packet, &self.context.identity, &link, &mut self.context.unsigned);
+        let hop = (&probe::link_to(&peer, peer.key), SourcePorts::default());
+        outer::rewrite(frames, &mut packet, &self.context.identity, hop, &mut self.context.unsigned);
         self.context.unsigned.sign(frames);
         self.context.inject(packet, NodeId::IpOutput).expect("apply_commands leaves room for one packet");
     }

@@ -12,6 +12,7 @@ mod host;
 mod mirror;
 mod netlink;
 mod ports;
+mod rss;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ use nix::{
 
 pub use host::{interface_by_name, local_addresses, local_addresses6, rx_queues};
 pub use ports::{ReservedPorts, release_ports, reserve_ports};
+pub use rss::rss;
 
 use self::{
     mirror::{Mirror, parse_route},

@@ -47,11 +47,12 @@ use crate::{
         handoff,
         huge::{HUGE_PAGE, Memory},
         published::Published,
+        rss::Rss,
         worker::{Rings, Worker, WorkerConfig},
     },
     limits,
     rpc::messages::Roles,
-    telemetry::show::InterfaceView,
+    telemetry::show::{InterfaceView, RssView},
 };
 
 /// Why a node did not start, or ended.
@@ -316,14 +317,20 @@ impl Threads {
 
         let now = clock.now();
         let heartbeat = Arc::new(AtomicU64::new(now));
-        let core = Control::new(control_config(&config, identity, interfaces, &seeds), published.clone(), now);
+        let rss: Vec<_> = config.interfaces.iter().map(|name| kernel::rss(name)).collect();
+        let core =
+            Control::new(control_config(&config, identity, interfaces, rss.clone(), &seeds), published.clone(), now);
         let register = core.register();
         let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
         let facts = Arc::new(Facts {
             clock: clock.clone(),
             started: now,
             boot_epoch: seeds.boot_epoch,
-            interfaces: attached.iter().map(interface_view).collect(),
+            interfaces: attached
+                .iter()
+                .zip(&rss)
+                .map(|(attached, rss)| interface_view(attached, rss.as_ref()))
+                .collect(),
             is_hugepages,
             cores: cores.clone(),
             tables,
@@ -455,7 +462,13 @@ fn identity(config: &NodeConfig, probe_key: [u8; 16]) -> Identity {
     }
 }
 
-fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Interface>, seeds: &Seeds) -> ControlConfig {
+fn control_config(
+    config: &NodeConfig,
+    identity: Identity,
+    interfaces: Vec<Interface>,
+    rss: Vec<Option<Rss>>,
+    seeds: &Seeds,
+) -> ControlConfig {
     ControlConfig {
         name: config.name.clone(),
         identity,
@@ -468,6 +481,7 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
         bindings_a_session: config.limits.bindings_a_session,
         nat: config.nat.clone(),
         interfaces,
+        rss,
         deny: config.deny.clone(),
         allow: config.allow.clone(),
         gateway: config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)),
@@ -476,11 +490,12 @@ fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Inter
     }
 }
 
-fn interface_view(attached: &AttachedInterface) -> InterfaceView {
+fn interface_view(attached: &AttachedInterface, rss: Option<&Rss>) -> InterfaceView {
     InterfaceView {
         name: attached.name().to_owned(),
         xdp: attached.mode().to_string(),
         bind: attached.bind_mode().map_or_else(|| "unbound".to_owned(), |mode| mode.to_string()),
+        rss: rss.map(|rss| RssView { inputs: rss.inputs(), entries: rss.entries() }),
     }
 }
 

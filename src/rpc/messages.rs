@@ -290,6 +290,16 @@ pub struct LinkEnd {
     pub ct_index: CtIndex,
     /// Its slot's generation.
     pub generation: u16,
+    /// The UDP port to send from, so that packets arrive where the slot is: of a node its data port, or one of the 255
+    /// above it; of a client any, zero if it does not matter.
+    pub source_port: u16,
+}
+
+impl LinkEnd {
+    /// True where both are the same use of the same slot.
+    pub fn is_same_slot(&self, other: &Self) -> bool {
+        (self.data, self.ct_index, self.generation) == (other.data, other.ct_index, other.generation)
+    }
 }
 
 /// The session is open.
@@ -350,6 +360,7 @@ pub struct Teardown {
     pub session: SessionId,
     /// Path number.
     pub path: u8,
-    /// As in the Setup this ends: a late Teardown of one attempt must not end the next.
+    /// As in the Setup this ends, but for the port, which says nothing: a late Teardown of one attempt must not end the
+    /// next.
     pub upstream: LinkEnd,
 }

@@ -79,6 +79,7 @@ fn control_messages_are_as_documented() {
         data: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, last), 40_000),
         ct_index: CtIndex::new(0, slot),
         generation: 300,
+        source_port: 40_007,
     };
     let setup = Request::Setup(Setup {
         token: "t".into(),

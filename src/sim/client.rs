@@ -49,6 +49,9 @@ impl Client {
         }
         match response {
             Response::Opened(opened) => {
+                if opened.entry.source_port != 0 {
+                    self.address.set_port(opened.entry.source_port);
+                }
                 self.session = Some(Session::new(&opened, self.inside, now));
                 self.opened = Some(Ok(opened));
                 true

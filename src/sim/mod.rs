@@ -10,7 +10,8 @@
 //!
 //! [`world`] has the clock and everything that is on its way; [`node`], [`client`] and [`server`] are the hosts.
 //! The nodes run the code of the real thing; what is simulated is the kernel, the network, and QUIC's job.
-//! [`nat`] is the NAT alone, as a gateway. [`scenarios`] are whole stories; [`noise`] tries what no story would think of.
+//! [`nat`] is the NAT alone, as a gateway. [`scenarios`] are whole stories, [`steering`] is about which
+//! worker receives what; [`noise`] tries what no story would think of.
 
 mod client;
 mod nat;
@@ -20,5 +21,6 @@ mod noise6;
 mod packets;
 mod scenarios;
 mod server;
+mod steering;
 mod wires;
 mod world;

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use super::world::{Origin, mac_of};
+use super::{
+    wires::Random,
+    world::{Origin, mac_of},
+};
 use crate::{
     Nanos,
     control::{Caller, Control, ControlConfig, Effect, RequestId},
@@ -18,6 +21,7 @@ use crate::{
         nat::NatConfig,
         published::Published,
         reason::Reason,
+        rss::{Inputs, KEY_BYTES, Rss, Tuple},
         worker::{Rings, Worker, WorkerConfig},
     },
     limits::{COMMAND_RING, EVENT_RING, PACKET_SLOTS},
@@ -41,11 +45,21 @@ pub(super) struct Node {
     commands: Vec<rtrb::Producer<Command>>,
     events: Vec<rtrb::Consumer<Event>>,
     published: Vec<Arc<Published>>,
+    nic: Rss,
     /// Requests it has not answered yet.
     asked: HashMap<RequestId, Origin>,
     next_request: u64,
     /// Workers that have something to do, by number.
     is_woken: Vec<bool>,
+}
+
+/// What a node knows of how its NIC spreads packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Knowledge {
+    None,
+    Right,
+    /// It was told another key.
+    Wrong,
 }
 
 /// What a node wants of the world around it.
@@ -57,10 +71,11 @@ pub(super) enum Wish {
 }
 
 impl Node {
-    pub(super) fn new(name: &str, address: Ipv4Addr, workers: u8, seed: u64, now: Nanos) -> Self {
+    pub(super) fn new(name: &str, address: Ipv4Addr, workers: u8, knowledge: Knowledge, seed: u64, now: Nanos) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_be_bytes());
         key[8..12].copy_from_slice(&address.octets());
+        let nic = nic(workers, seed ^ u64::from(address.to_bits()));
         let identity = Identity {
             address,
             data_port: DATA_PORT,
@@ -80,6 +95,11 @@ impl Node {
             bindings_a_session: SLOTS,
             nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
+            rss: vec![match knowledge {
+                Knowledge::None => None,
+                Knowledge::Right => Some(nic.clone()),
+                Knowledge::Wrong => Some(self::nic(workers, !seed)),
+            }],
             deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
             allow: Vec::new(),
             gateway: None,
@@ -96,6 +116,7 @@ impl Node {
             commands: Vec::new(),
             events: Vec::new(),
             published,
+            nic,
             asked: HashMap::new(),
             next_request: 0,
             is_woken: vec![true; usize::from(workers)],
@@ -131,7 +152,7 @@ impl Node {
 
     /// A frame came in: to the worker whose queue the NIC would choose.
     pub(super) fn put(&mut self, frame: &[u8]) {
-        let queue = receive_queue(frame, self.workers.len());
+        let queue = receive_queue(&self.nic, frame);
         self.workers[queue].driver().put(0, frame);
         self.is_woken[queue] = true;
     }
@@ -195,6 +216,11 @@ impl Node {
         self.published.iter().map(|published| published.worker.handed_off.load(Relaxed)).sum()
     }
 
+    /// Packets that came in, by worker.
+    pub(super) fn received(&self) -> Vec<u64> {
+        self.published.iter().map(|published| published.worker.received.load(Relaxed)).collect()
+    }
+
     /// Slots in use, as the workers see it.
     pub(super) fn slots_used(&self) -> u64 {
         self.published.iter().map(|published| published.worker.slots_used.load(Relaxed)).sum()
@@ -221,17 +247,28 @@ impl Node {
     }
 }
 
-/// As RSS does: by addresses and, of UDP and TCP, ports.
-fn receive_queue(frame: &[u8], queues: usize) -> usize {
+/// A NIC with a queue for each worker and a key of its own. It has no eight zero bits in a row: there, eight bits of a port
+/// would say nothing about the last one of the hash, and no port that differs in these alone would do.
+fn nic(workers: u8, seed: u64) -> Rss {
+    let mut random = Random::new(seed);
+    let mut draw = || -> [u8; KEY_BYTES] { std::array::from_fn(|_| (random.next() >> 56) as u8) };
+    let has_gap = |key: &[u8; KEY_BYTES]| {
+        let bits: String = key.iter().map(|byte| format!("{byte:08b}")).collect();
+        bits.contains("00000000")
+    };
+    let mut key = draw();
+    while has_gap(&key) {
+        key = draw();
+    }
+    let table = (0..128).map(|entry| entry % u16::from(workers)).collect();
+    Rss::new(&key, table, Inputs::ALL).expect("key and table are there")
+}
+
+/// The queue that the NIC chooses: by addresses and, of UDP and TCP, ports.
+fn receive_queue(nic: &Rss, frame: &[u8]) -> usize {
     let ip = &frame[ethernet::HEADER_BYTES..];
-    let mut hash = 0u32;
-    for at in (ip4::SOURCE..ip4::HEADER_BYTES).step_by(2) {
-        hash = hash.wrapping_mul(31).wrapping_add(u32::from(read_u16(ip, at)));
-    }
-    if ip[ip4::PROTOCOL] != ip4::ICMP {
-        for at in [ip4::HEADER_BYTES, ip4::HEADER_BYTES + 2] {
-            hash = hash.wrapping_mul(31).wrapping_add(u32::from(read_u16(ip, at)));
-        }
-    }
-    (hash ^ hash >> 16) as usize % queues
+    let header = ip4::parse(ip).expect("hosts send well-formed packets");
+    let port = |at| if header.protocol == ip4::ICMP { 0 } else { read_u16(ip, header.header_length + at) };
+    let tuple = Tuple::v4(header.protocol, (header.source, port(0)), (header.destination, port(2)));
+    nic.queue(&tuple).expect("it hashes all kinds of packets")
 }

@@ -14,7 +14,7 @@ use crate::{
     Nanos, SECOND,
     dataplane::{
         command::{Command, Event, PuntCause},
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
         driver::memory::MemoryDriver,
         forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Route},
         gateway::{Gateway, Realm},
@@ -230,7 +230,7 @@ fn tables(worker: usize) -> Vec<Command> {
     };
     noise6::route(&mut forwarding, HOSTS_INTERFACE);
     let fan = |fan, binding| Command::InitFan { fan, init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400 } };
-    let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some(link(to, 9)) };
+    let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some((link(to, 9), SourcePorts::default())) };
     let slot = |slot, role, fan, up| Command::SetSlot {
         slot,
         generation: GENERATION,

@@ -10,7 +10,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     client::Client,
-    node::{Node, Wish},
+    node::{Knowledge, Node, Wish},
     packets,
     server::Server,
     wires::{Random, Wire, Wires},
@@ -134,6 +134,11 @@ pub(super) struct World {
 impl World {
     /// Nodes of these names, neighbours of each other, with two workers each, and the server.
     pub(super) fn new(seed: u64, nodes: &[&str]) -> Self {
+        Self::knowing(Knowledge::None, seed, nodes)
+    }
+
+    /// The same, whose nodes know this of their NICs.
+    pub(super) fn knowing(knowledge: Knowledge, seed: u64, nodes: &[&str]) -> Self {
         let mut world = Self {
             now: 0,
             hosts: Vec::new(),
@@ -149,7 +154,7 @@ impl World {
         };
         for (number, name) in nodes.iter().enumerate() {
             let address = Ipv4Addr::new(10, 0, 0, number as u8 + 1);
-            world.add(Host::Node(Box::new(Node::new(name, address, 2, seed, 0))));
+            world.add(Host::Node(Box::new(Node::new(name, address, 2, knowledge, seed, 0))));
             world.happens(TICK + number as Nanos * MILLISECOND, Happening::Tick { node: number });
         }
         world.add(Host::Server(Server::new(SERVER)));

@@ -14,6 +14,7 @@ use super::table::{self, Table};
 use crate::{
     control::{PeerView, SessionView, Summary},
     controller,
+    dataplane::rss::{Input, Inputs},
 };
 
 /// What can be asked of a node's or a control centre's socket.
@@ -124,6 +125,31 @@ pub struct InterfaceView {
     pub xdp: String,
     /// How the sockets are bound: `zerocopy` or `copy`.
     pub bind: String,
+    /// How it spreads packets over its queues; none: it does not say.
+    pub rss: Option<RssView>,
+}
+
+/// How an interface spreads packets over its queues.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RssView {
+    /// What it hashes.
+    pub inputs: Inputs,
+    /// By queue: how many entries of the table lead to it.
+    pub entries: Vec<usize>,
+}
+
+impl std::fmt::Display for RssView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = |input| match input {
+            Some(Input::AddressesAndPorts) => "addresses and ports",
+            Some(Input::Addresses) => "addresses only",
+            None => "something else",
+        };
+        let queues: Vec<String> =
+            (0..self.entries.len()).filter(|queue| self.entries[*queue] > 0).map(|queue| queue.to_string()).collect();
+        let (udp, tcp) = (of(self.inputs.udp4), of(self.inputs.tcp4));
+        write!(f, "UDP by {udp}, TCP by {tcp}, to queues {}", queues.join(" "))
+    }
 }
 
 /// Counters of one worker; see `published::WorkerCounters`.
@@ -373,6 +399,8 @@ fn node(view: &NodeView) -> String {
     row("boot epoch", view.boot_epoch.clone());
     for interface in &view.interfaces {
         row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));
+        let rss = interface.rss.as_ref().map_or("it does not say how".to_owned(), RssView::to_string);
+        row("spreads", rss);
     }
     row("frames in", if view.is_hugepages { "hugepages" } else { "4 KiB pages" }.to_owned());
     let cores: Vec<String> = view.cores.iter().map(|core| core_name(*core)).collect();

@@ -6,7 +6,7 @@
 //! The path number stays, so that the client sees which path won.
 
 use super::prelude::*;
-use crate::dataplane::outer;
+use crate::dataplane::{conntrack::SourcePorts, outer};
 
 node!(EntryDown, "entry_down", [IpOutput], entry_down);
 
@@ -19,7 +19,8 @@ fn entry_down(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if session.up.port == 0 {
         return Verdict::Drop(Reason::NoPath);
     }
-    outer::rewrite(frames, packet, &context.identity, &session.up, &mut context.unsigned);
+    let hop = (&session.up, SourcePorts::default());
+    outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }
 

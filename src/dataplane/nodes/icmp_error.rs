@@ -88,8 +88,11 @@ pub(in crate::dataplane) fn host_unreachable(
     packet: &mut Packet,
 ) -> Option<NodeId> {
     let header = ip4::parse(packet.ip(frames)).ok()?;
-    let is_relayed = header.protocol == ip4::UDP && header.source == context.identity.address && {
-        rewrite::port(packet.transport(frames), ip4::UDP, Side::Source) == Some(context.identity.data_port)
+    let is_relayed = header.protocol == ip4::UDP && {
+        let transport = packet.transport(frames);
+        let [from, to] = [Side::Source, Side::Destination].map(|side| rewrite::port(transport, ip4::UDP, side));
+        let ends = from.zip(to).map(|(from, to)| ((header.source, from), (header.destination, to)));
+        ends.is_some_and(|(source, destination)| context.is_relayed(source, destination))
     };
     if is_relayed {
         return None;

@@ -65,9 +65,8 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         }
         _ => None,
     };
-    let data = (context.identity.address, context.identity.data_port);
     let (protocol, outside, remote) = match &quote {
-        Some(quote) if quote.protocol == ip4::UDP && quote.source == data => {
+        Some(quote) if quote.protocol == ip4::UDP && context.is_relayed(quote.source, quote.destination) => {
             return Verdict::Drop(Reason::PeerUnreachable);
         }
         Some(quote) => (quote.protocol, quote.source, quote.destination),
@@ -270,8 +269,12 @@ mod tests {
         bench.expect_drop(about(&udp_packet((CLIENT, 41_000), (SERVER, 53), b"")), "nat_out2in.drop.not_ours");
         bench.expect_drop(about(&udp_packet((US, 41_002), (SERVER, 53), b"")), "nat_out2in.drop.no_mapping");
         bench.expect_drop(about(&udp_packet((US, 22), (SERVER, 53), b"")), "nat_out2in.drop.not_our_port");
-        let relayed = udp_packet((US, DATA_PORT), (DOWNSTREAM, DATA_PORT), b"");
-        bench.expect_drop(about(&relayed), "nat_out2in.drop.peer_unreachable");
+        for port in [DATA_PORT, DATA_PORT + 255] {
+            let relayed = udp_packet((US, port), (DOWNSTREAM, DATA_PORT), b"");
+            bench.expect_drop(about(&relayed), "nat_out2in.drop.peer_unreachable");
+        }
+        let translated = udp_packet((US, DATA_PORT + 255), (DOWNSTREAM, DATA_PORT + 1), b"");
+        bench.expect_drop(about(&translated), "nat_out2in.drop.no_mapping");
         bench.expect_drop(about(&packet(US, SERVER, 47, &[0; 16])), "nat_out2in.drop.unknown_protocol");
         bench.expect_drop(about(&[0x45]), "nat_out2in.drop.too_short");
         let mut broken = about(&udp_packet((US, 41_000), (SERVER, 53), b""));

@@ -10,7 +10,7 @@ use super::prelude::*;
 use crate::{
     dataplane::{
         command::{Event, ProbeAnswer},
-        conntrack::{CtIndex, Link},
+        conntrack::{CtIndex, Link, SourcePorts},
         forwarding::Peer,
         outer,
     },
@@ -46,7 +46,8 @@ fn probe(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
         write(payload, REMOTE_RECEIVED, &packet.received.to_be_bytes());
         let packet = &mut context.packets[slot];
         packet.kind = relay::Kind::ProbeReply;
-        outer::rewrite(frames, packet, &context.identity, &link_to(&known, key), &mut context.unsigned);
+        let hop = (&link_to(&known, key), SourcePorts::default());
+        outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
         return Verdict::Next(NodeId::IpOutput);
     }
     let answer = Event::ProbeAnswered(ProbeAnswer {

@@ -6,21 +6,48 @@
 //! The header has the same size on every hop, so nothing moves.
 
 use super::prelude::*;
-use crate::dataplane::outer;
+use crate::dataplane::{conntrack::RelayPorts, outer};
 
 node!(RelayForward, "relay_forward", [IpOutput], relay_forward);
 
 fn relay_forward(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
     let session = &context.slots[packet.slot as usize];
-    let link = if packet.kind.is_up() { &session.down } else { &session.up };
-    outer::rewrite(frames, packet, &context.identity, link, &mut context.unsigned);
+    let ports = RelayPorts::from_bits(session.fan);
+    let hop = if packet.kind.is_up() { (&session.down, ports.down) } else { (&session.up, ports.up) };
+    outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::dataplane::testing::*;
+    use crate::{
+        dataplane::{
+            command::Command,
+            conntrack::{RelayPorts, SourcePorts},
+            testing::*,
+        },
+        wire::{ethernet, ip4, read_u16},
+    };
+
+    #[test]
+    fn each_end_of_a_hop_sends_from_the_port_that_the_other_named() {
+        let mut bench = Bench::new();
+        bench.relay();
+        let slot = bench.worker.context().slots[1];
+        let ports = RelayPorts { up: SourcePorts { ours: 1, theirs: 20 }, down: SourcePorts { ours: 255, theirs: 40 } };
+        let (generation, role, fan) = (slot.generation, slot.role, ports.to_bits());
+        bench.tell(Command::SetSlot { slot: 1, generation, role, fan, up: slot.up, down: slot.down });
+        let up = |port| Relayed { from: (UPSTREAM, port), ..Relayed::up(1, 1, vec![]) }.frame();
+        let down = |port| Relayed { from: (DOWNSTREAM, port), ..Relayed::down(1, 1, vec![]) }.frame();
+        let out = bench.run(&[up(DATA_PORT + 20), down(DATA_PORT + 40)]);
+        let ends = |frame: &[u8]| [0, 2].map(|at| read_u16(frame, ethernet::HEADER_BYTES + ip4::HEADER_BYTES + at));
+        assert_eq!(ends(&out[0]), [DATA_PORT + 255, DATA_PORT], "down the path");
+        assert_eq!(ends(&out[1]), [DATA_PORT + 1, DATA_PORT], "up the path");
+        for frame in [up(DATA_PORT), up(DATA_PORT + 1), up(DATA_PORT + 40), down(DATA_PORT), down(DATA_PORT + 255)] {
+            bench.expect_drop(frame, "relay_input.drop.wrong_source");
+        }
+    }
 
     #[test]
     fn both_directions_go_to_the_other_end_under_its_key_with_the_rest_unchanged() {

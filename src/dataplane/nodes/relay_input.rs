@@ -10,7 +10,7 @@
 use super::prelude::*;
 use crate::{
     dataplane::{
-        conntrack::{CtIndex, Link, Role},
+        conntrack::{CtIndex, Link, RelayPorts, Role, SourcePorts},
         outer::RELAY_AT,
         packet::Bitmap,
         prefetch::prefetch,
@@ -150,10 +150,10 @@ fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<No
 #[inline]
 fn claim(context: &mut Context, frames: &mut Frames, slot: usize, next: NodeId) {
     let ip = context.packets[slot].ip(frames);
-    let Some(link) = link_of(context, slot, next) else {
+    let Some((link, ports)) = hop_of(context, slot, next) else {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
     };
-    if !is_from(ip, link) && !may_move(context, slot, next) {
+    if !is_from(ip, link, ports) && !may_move(context, slot, next) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
     }
     let (payload, key) = (&ip[RELAY_AT..], link.key);
@@ -187,13 +187,13 @@ fn verify(context: &mut Context) {
 
 /// The hop that the packet came over, if the session has it.
 #[inline]
-fn link_of(context: &Context, slot: usize, next: NodeId) -> Option<&Link> {
+fn hop_of(context: &Context, slot: usize, next: NodeId) -> Option<(&Link, SourcePorts)> {
     let packet = &context.packets[slot];
     let session = &context.slots[packet.slot as usize];
     match next {
-        NodeId::RelayForward if packet.kind.is_up() => Some(&session.up),
-        NodeId::RelayForward => Some(&session.down),
-        NodeId::EntryUp => Some(&session.up),
+        NodeId::RelayForward if packet.kind.is_up() => Some((&session.up, RelayPorts::from_bits(session.fan).up)),
+        NodeId::RelayForward => Some((&session.down, RelayPorts::from_bits(session.fan).down)),
+        NodeId::EntryUp => Some((&session.up, SourcePorts::default())),
         _ => context.fans[session.fan as usize].link(packet.path),
     }
 }
@@ -216,8 +216,9 @@ fn may_move(context: &Context, slot: usize, next: NodeId) -> bool {
 }
 
 #[inline]
-fn is_from(ip: &[u8], link: &Link) -> bool {
-    read_u32(ip, ip4::SOURCE) == link.address.to_bits() && read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE) == link.port
+fn is_from(ip: &[u8], link: &Link, ports: SourcePorts) -> bool {
+    read_u32(ip, ip4::SOURCE) == link.address.to_bits()
+        && read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE) == link.port.wrapping_add(u16::from(ports.theirs))
 }
 
 /// An authentic packet came.

@@ -132,6 +132,7 @@ impl Nat {
             bindings_a_session: setup.bindings,
             nat: nat.clone(),
             interfaces,
+            rss: vec![None],
             deny: Vec::new(),
             allow: Vec::new(),
             gateway: Some(gateway),

@@ -1,0 +1,126 @@
+//! Same flow, same core: ports by which packets arrive at the worker that owns their slot or binding.
+//!
+//! A NIC that tells how it spreads packets ([`Rss`]) lets us choose: the source port that the other end of a hop is
+//! told to send from, and the outside port of a binding. Where it does not tell, or no port will do, nothing is lost but
+//! time: the worker that receives the packet hands it over.
+//!
+//! A packet is taken to come in by the interface that the route back leaves by.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+use super::{Control, random::Random};
+use crate::{
+    dataplane::{
+        conntrack::SOURCE_PORTS,
+        forwarding::Forwarding,
+        nat::Endpoint,
+        route_table::RouteTable,
+        rss::{End, Rss, Tuple},
+    },
+    wire::ip4,
+};
+
+/// The ports that a client may be told to send from: those that nobody is given by a registry (RFC 6335).
+const CLIENT_PORT_FIRST: u16 = 49_152;
+const CLIENT_PORTS: u16 = u16::MAX - CLIENT_PORT_FIRST + 1;
+
+/// What is known of the NICs.
+#[derive(Debug)]
+pub(super) struct Steering {
+    /// By interface.
+    rss: Vec<Option<Rss>>,
+    /// Which interface a packet comes in by; empty where that makes no difference.
+    routes: RouteTable,
+    routes6: RouteTable<Ipv6Addr>,
+}
+
+impl Steering {
+    pub(super) fn new(rss: Vec<Option<Rss>>) -> Self {
+        Self { rss, routes: RouteTable::default(), routes6: RouteTable::default() }
+    }
+
+    /// Routes changed.
+    pub(super) fn follow(&mut self, forwarding: &Forwarding) {
+        if self.rss.iter().any(|rss| *rss != self.rss[0]) {
+            self.routes = forwarding.routes.clone();
+            self.routes6 = forwarding.routes6.clone();
+        }
+    }
+
+    /// How the NIC spreads what comes from `address`.
+    fn rss(&self, address: IpAddr) -> Option<&Rss> {
+        let first = self.rss.first()?;
+        if self.rss.iter().all(|rss| rss == first) {
+            return first.as_ref();
+        }
+        let interface = match address {
+            IpAddr::V4(address) => self.routes.lookup(address).first()?.interface,
+            IpAddr::V6(address) => self.routes6.lookup(address).first()?.interface,
+        };
+        self.rss.get(usize::from(interface))?.as_ref()
+    }
+
+    /// The answers of `remote` to what a binding of `worker` sends it. `None`: nothing is known of them.
+    pub(super) fn answers(&self, protocol: u8, remote: Endpoint, worker: usize) -> Option<Answers<'_>> {
+        Some(Answers { rss: self.rss(remote.0.into())?, protocol, remote, worker })
+    }
+
+    /// A source port, of those that `choices` has, by which UDP from `address` to `ours` comes to `worker`.
+    fn source_port(
+        &self,
+        address: Ipv4Addr,
+        ours: SocketAddrV4,
+        worker: usize,
+        mut choices: impl Iterator<Item = u16>,
+    ) -> Option<u16> {
+        let tuple = Tuple::v4(ip4::UDP, (address, 0), (*ours.ip(), ours.port()));
+        let queue = self.rss(address.into())?.queue_by_port(&tuple, End::Source)?;
+        choices.find(|port| queue(*port) == worker)
+    }
+
+    /// The port that a client is told to send from. Zero: any.
+    fn client_port(&self, client: Ipv4Addr, ours: SocketAddrV4, worker: usize, random: &mut Random) -> u16 {
+        let start = random.below(u32::from(CLIENT_PORTS)) as u16;
+        let choices = (0..SOURCE_PORTS).map(|step| CLIENT_PORT_FIRST + (start + step) % CLIENT_PORTS);
+        self.source_port(client, ours, worker, choices).unwrap_or(0)
+    }
+}
+
+/// Answers of a server that are to come to a worker.
+#[derive(Debug)]
+pub(super) struct Answers<'a> {
+    rss: &'a Rss,
+    protocol: u8,
+    remote: Endpoint,
+    worker: usize,
+}
+
+impl Answers<'_> {
+    /// True for the ports of `outside` to which they do come. `None`: the port makes no difference, or the server is
+    /// known by a token only (NAPT66).
+    pub(super) fn landing(&self, outside: IpAddr) -> Option<impl Fn(u16) -> bool> {
+        let IpAddr::V4(outside) = outside else { return None };
+        let tuple = Tuple::v4(self.protocol, self.remote, (outside, 0));
+        let queue = self.rss.queue_by_port(&tuple, End::Destination)?;
+        Some(move |port| queue(port) == self.worker)
+    }
+}
+
+impl Control {
+    /// The port that the node at `data` is told to send from to a slot of `worker`.
+    pub(super) fn node_port(&self, data: SocketAddrV4, worker: usize) -> u16 {
+        let choices = (0..SOURCE_PORTS).map_while(|above| data.port().checked_add(above));
+        self.steering.source_port(*data.ip(), self.data_address(), worker, choices).unwrap_or(data.port())
+    }
+
+    /// The port that a client is told to send from to a slot of `worker`.
+    pub(super) fn client_port(&mut self, client: Ipv4Addr, worker: usize) -> u16 {
+        let ours = self.data_address();
+        self.steering.client_port(client, ours, worker, &mut self.random)
+    }
+
+    /// True for a port that we may be told to send from.
+    pub(super) fn is_source_port(&self, port: u16) -> bool {
+        port.wrapping_sub(self.config.identity.data_port) < SOURCE_PORTS
+    }
+}
