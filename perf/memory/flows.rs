@@ -14,6 +14,7 @@ use starnet::{
     control::{Control, ControlConfig, Effect},
     dataplane::{
         command::{Command, Event},
+        exit_policy::ExitPolicy,
         handoff,
         published::Published,
     },
@@ -89,8 +90,7 @@ fn decide(
         nat: nat_config(case.flows),
         interfaces: Vec::new(),
         rss: vec![None],
-        deny: Vec::new(),
-        allow: Vec::new(),
+        policy: ExitPolicy::default(),
         gateway: None,
         boot_epoch: 1,
         seed: [7; 32],

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use starnet::{
     dataplane::{
         command::{Command, Event},
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
+        conntrack::{CtIndex, FanInit, Link, Role, SourcePorts},
         forwarding::{Adjacency, Forwarding, Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
         handoff::Handoff,
@@ -145,7 +145,7 @@ impl World {
             _ => Role::Exit,
         };
         if role != Role::Relay {
-            let init = FanInit { inside: Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: 1400 };
+            let init = FanInit { mtu: 1400, ..FanInit::NONE };
             self.tell(Command::InitFan { fan: session, init });
             for path in 0..self.case.paths {
                 let link = if role == Role::Entry { down(session, path) } else { up(session, path) };

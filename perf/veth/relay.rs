@@ -125,7 +125,7 @@ impl Neighbourhood {
             token: token.into(),
             entry: UPSTREAM.into(),
             session,
-            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) },
+            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
             mtu: MTU,
             path: 0,
             route: vec![RELAY.into(), DOWNSTREAM.into()],
@@ -229,6 +229,12 @@ async fn answer_setups(mut requests: Receiver<Incoming>, data: SocketAddrV4) {
         let downstream = LinkEnd { data, ct_index: CtIndex::new(0, slots), generation: GENERATION, source_port };
         slots += 1;
         let exit_address = Ipv4Addr::new(203, 0, 113, 2);
-        responder.respond(Response::SetUp(SetUp { downstream, key: KEY, exit_address, boot_epoch: BOOT_EPOCH }));
+        responder.respond(Response::SetUp(SetUp {
+            downstream,
+            key: KEY,
+            exit_address,
+            exit_address6: None,
+            boot_epoch: BOOT_EPOCH,
+        }));
     }
 }

@@ -7,6 +7,7 @@ use std::{collections::VecDeque, io};
 
 use super::{
     drops::{Drops, Reason},
+    inside::Inside,
     opener::{OpenSession, Opener, Order},
     session::{Due, Received, Session},
     socket::{Batch, SessionSocket},
@@ -160,8 +161,8 @@ impl Carrier {
     /// The session was opened. An error where the entry cannot be reached from here.
     pub(super) fn opened(&mut self, details: OpenSession, now: Nanos) -> io::Result<&Live> {
         let inside = match self.kind {
-            SessionKind::Tunnel { inside } => inside,
-            SessionKind::Flow { source, .. } => *source.ip(),
+            SessionKind::Tunnel { inside, inside6 } => Inside { ip4: inside, ip6: inside6 },
+            SessionKind::Flow { source, .. } => Inside::from(*source.ip()),
         };
         let socket = SessionSocket::connect(details.opened.entry.data, details.opened.entry.source_port)?;
         self.failures = 0;

@@ -4,7 +4,7 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
@@ -13,11 +13,12 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::inside::Inside;
 use crate::{
-    dataplane::forwarding::Prefix,
+    dataplane::forwarding::{Prefix, Prefix6},
     limits::{MTU_MAX, PATHS_MAX},
     rpc::messages::NodeName,
-    wire::OVERLAY_BYTES,
+    wire::{OVERLAY_BYTES, ip6},
 };
 
 /// Inner MTU where the file says nothing: fits, with the overlay's headers, into 1500 and into PPPoE's 1492.
@@ -47,8 +48,8 @@ pub struct ClientConfig {
     pub exit: Option<NodeName>,
     /// Paths to plan, 1 to [`PATHS_MAX`].
     pub paths: usize,
-    /// Source address of the inner packets.
-    pub inside: Ipv4Addr,
+    /// Source addresses of the inner packets.
+    pub inside: Inside,
     /// UNIX socket for the operator, if any.
     pub socket: Option<PathBuf>,
     /// The TUN device, if any.
@@ -73,6 +74,8 @@ pub struct TunConfig {
     pub mtu: u16,
     /// What goes through it.
     pub routes: Vec<Prefix>,
+    /// The same of IPv6.
+    pub routes6: Vec<Prefix6>,
 }
 
 /// A local port whose traffic goes to a server. As text: `udp:127.0.0.1:5000=198.51.100.1:5000`.
@@ -196,6 +199,7 @@ struct Client {
     exit: Option<Spanned<String>>,
     paths: Option<Spanned<i64>>,
     inside: Spanned<String>,
+    inside6: Option<Spanned<String>>,
     socket: Option<PathBuf>,
 }
 
@@ -206,6 +210,8 @@ struct Tun {
     mtu: Option<Spanned<i64>>,
     #[serde(default)]
     routes: Vec<Spanned<String>>,
+    #[serde(default)]
+    routes6: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -232,7 +238,8 @@ impl File<'_> {
             }
         })?;
         let controller = self.parse("client.controller", &root.client.controller, address)?;
-        let inside = self.parse("client.inside", &root.client.inside, inside)?;
+        let inside =
+            Inside { ip4: self.parse("client.inside", &root.client.inside, inside)?, ip6: self.inside6(&root)? };
         let entry = self.name("client.entry", root.client.entry.as_ref())?;
         let exit = self.name("client.exit", root.client.exit.as_ref())?;
         let paths = self.number("client.paths", root.client.paths.as_ref(), 1..=PATHS_MAX as i64)?;
@@ -275,12 +282,37 @@ impl File<'_> {
         Ok(())
     }
 
+    /// Where the file does not give one, the routes of IPv6 need one.
+    fn inside6(&self, root: &Root) -> Result<Option<Ipv6Addr>, ConfigError> {
+        let given = root.client.inside6.as_ref();
+        let Some(tun) = &root.tun else {
+            let refuse = |given: &Spanned<String>| {
+                Err(self.error(given.span(), "client.inside6: is of use only with a [tun] section".into()))
+            };
+            return given.map_or(Ok(None), refuse);
+        };
+        let address = match given {
+            Some(given) => Some(self.parse("client.inside6", given, inside6)?),
+            None if tun.routes6.is_empty() => None,
+            None => Some(inside6_of(self.parse("client.inside", &root.client.inside, inside)?)),
+        };
+        match &tun.mtu {
+            Some(mtu) if address.is_some() && *mtu.get_ref() < i64::from(ip6::MTU_MIN) => {
+                let message = format!("tun.mtu: {} is too small for IPv6, which needs {}", mtu.get_ref(), ip6::MTU_MIN);
+                Err(self.error(mtu.span(), message))
+            }
+            _ => Ok(address),
+        }
+    }
+
     fn tun(&self, tun: &Tun) -> Result<TunConfig, ConfigError> {
         let name = self.parse("tun.name", &tun.name, interface_name)?;
         let mtu = self.number("tun.mtu", tun.mtu.as_ref(), i64::from(MTU_MIN)..=i64::from(INNER_MTU_MAX))?;
         let route = |route: &Spanned<String>| self.parse("tun.routes", route, Prefix::from_str);
         let routes = tun.routes.iter().map(route).collect::<Result<_, _>>()?;
-        Ok(TunConfig { name, mtu: mtu.map_or(MTU_DEFAULT, |mtu| mtu as u16), routes })
+        let route6 = |route: &Spanned<String>| self.parse("tun.routes6", route, Prefix6::from_str);
+        let routes6 = tun.routes6.iter().map(route6).collect::<Result<_, _>>()?;
+        Ok(TunConfig { name, mtu: mtu.map_or(MTU_DEFAULT, |mtu| mtu as u16), routes, routes6 })
     }
 
     fn forward(&self, table: &ForwardTable) -> Result<Forward, ConfigError> {
@@ -374,6 +406,26 @@ fn inside(text: &str) -> Result<Ipv4Addr, String> {
         true => Err(format!("'{text}' is not an address a host can have, such as 100.64.0.2")),
         false => Ok(address),
     }
+}
+
+fn inside6(text: &str) -> Result<Ipv6Addr, String> {
+    let address: Ipv6Addr = text.parse().map_err(|_| format!("'{text}' is not an IPv6 address, such as fd00::2"))?;
+    let is_no_host = address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_unicast_link_local()
+        || address.to_ipv4_mapped().is_some();
+    if is_no_host {
+        return Err(format!("'{text}' is not an address a host can have beyond its link, such as fd00::2"));
+    }
+    Ok(address)
+}
+
+/// The inside address of IPv6 of a client that names none: its IPv4 one behind a prefix of unique local addresses
+/// (RFC 4193). Nobody but the exit sees it.
+fn inside6_of(inside: Ipv4Addr) -> Ipv6Addr {
+    const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd8c, 0x41ba, 0x6e07, 0, 0, 0, 0, 0);
+    Ipv6Addr::from_bits(PREFIX.to_bits() | u128::from(inside.to_bits()))
 }
 
 /// One DNS label: it becomes part of the name in the node's certificate.
@@ -479,6 +531,42 @@ server = "198.51.100.1:5000"
             let refused = refusal(from, to);
             assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
         }
+    }
+
+    #[test]
+    fn routes_of_ipv6_bring_an_inside_address_with_them() {
+        let with = |more: &str| read(&GOOD.replace("[tun]\n", &format!("{more}\n[tun]\n")), &Overrides::default());
+        let inside6 = |config: ClientConfig| config.inside.ip6.map(|address| address.to_string());
+        assert_eq!(inside6(with("").unwrap()), None);
+        assert_eq!(inside6(with("inside6 = \"fd00::2\"").unwrap()).as_deref(), Some("fd00::2"));
+        let routed = GOOD.replace("routes = ", "routes6 = [\"2000::/3\"]\nroutes = ");
+        let config = read(&routed, &Overrides::default()).unwrap();
+        assert_eq!(config.tun.as_ref().unwrap().routes6, ["2000::/3".parse().unwrap()]);
+        assert_eq!(inside6(config).as_deref(), Some("fd8c:41ba:6e07::6440:2"));
+        for (from, to, complaint) in [
+            (
+                "socket = ",
+                "inside6 = \"fe80::2\"\nsocket = ",
+                "client.toml:8: client.inside6: 'fe80::2' is not an address",
+            ),
+            (
+                "socket = ",
+                "inside6 = \"10.0.0.1\"\nsocket = ",
+                "client.toml:8: client.inside6: '10.0.0.1' is not an IPv6",
+            ),
+            ("routes = ", "routes6 = [\"2000::1/3\"]\nroutes = ", "client.toml:11: tun.routes6: '2000::1/3' has bits"),
+            (
+                "routes = ",
+                "mtu = 1200\nroutes6 = [\"2000::/3\"]\nroutes = ",
+                "client.toml:11: tun.mtu: 1200 is too small for IPv6, which needs 1280",
+            ),
+        ] {
+            let refused = refusal(from, to);
+            assert!(refused.starts_with(complaint), "{refused}");
+        }
+        let without_tun = GOOD.replace("[tun]\nname = \"star0\"\nroutes = [\"198.51.100.0/24\"]\n", "");
+        let refused = read(&without_tun.replace("socket", "inside6 = \"fd00::2\"\nsocket"), &Overrides::default());
+        assert!(refused.unwrap_err().to_string().ends_with("client.inside6: is of use only with a [tun] section"));
     }
 
     #[test]

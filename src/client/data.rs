@@ -26,6 +26,7 @@ use super::{
     drops::{Drops, Reason},
     flow::{Flow, User},
     forward::datagram::HEADERS_BYTES,
+    inside::Inside,
     mailbox::{Letter, Reader},
     opener::{OpenError, OpenSession, Opener, Order},
     routes,
@@ -170,9 +171,9 @@ impl Data {
 
     /// Carries packets until it is told to stop; then closes all sessions. An error where going on is pointless.
     pub(super) fn run(mut self) -> Result<(), String> {
-        let inside = self.config.inside;
+        let Inside { ip4: inside, ip6: inside6 } = self.config.inside;
         if self.shared.tun.is_some() {
-            self.tun_flow = Some(self.add_flow(SessionKind::Tunnel { inside }, User::Tun));
+            self.tun_flow = Some(self.add_flow(SessionKind::Tunnel { inside, inside6 }, User::Tun));
         } else {
             // Sessions come with the first packets; whether there will be any to have is told now.
             self.shared.opener.order(Order::Plan);
@@ -229,7 +230,7 @@ impl Data {
         match letter {
             Letter::Stop => Err(Stop::Asked),
             Letter::Question { topic, reply } => {
-                let _ = reply.send(view::answer(&topic, &self.config, &self.flows, &self.shared.drops, now));
+                let _ = reply.send(view::answer(&topic, &self.flows, &self.shared.drops, now));
                 Ok(())
             }
             Letter::Planned(Ok(plan)) => {
@@ -259,7 +260,7 @@ impl Data {
             self.shared.opener.order(Order::Close { entry: details.plan.entry, session: details.id });
             return Ok(());
         };
-        log_opened(&details, flow.is_tun());
+        log_opened(&details, flow.carrier.kind());
         let watched = flow.carrier.opened(details, now).and_then(|live| {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, Source::Session(id).token());
             Ok(self.epoll.add(live.socket.as_fd(), event)?)
@@ -321,7 +322,7 @@ impl Data {
             let first = up.len();
             for at in first..first + count {
                 let length = up.bring(at);
-                match tun::admit(&up.next_inner()[..length], self.config.inside) {
+                match self.config.inside.admit(&up.next_inner()[..length]) {
                     Ok(()) => flow.carrier.submit(length, up, drops),
                     Err(reason) => drops.count(reason),
                 }
@@ -497,7 +498,7 @@ impl Data {
     /// Our end of a new flow.
     fn next_source(&self) -> SocketAddrV4 {
         let port = PORT_FIRST + (self.next_flow % u64::from(u16::MAX - PORT_FIRST + 1)) as u16;
-        SocketAddrV4::new(self.config.inside, port)
+        SocketAddrV4::new(self.config.inside.ip4, port)
     }
 }
 
@@ -522,12 +523,22 @@ fn is_outside(tun: &Tun, what: &str, address: Ipv4Addr) -> Result<(), Stop> {
     check_outside(tun, what, address).map_err(Stop::Failed)
 }
 
-fn log_opened(details: &OpenSession, is_tun: bool) {
+fn log_opened(details: &OpenSession, kind: SessionKind) {
+    let is_tun = matches!(kind, SessionKind::Tunnel { .. });
     let paths = details.plan.paths.iter().zip(&details.opened.paths);
     let open: Vec<String> = paths.filter(|(_, failure)| failure.is_none()).map(|(path, _)| path.to_string()).collect();
     let (entry, exit, address) = (&details.plan.entry.name, &details.plan.exit.name, details.opened.exit_address);
     let text = format!("session open: entry {entry}, exit {exit} ({address}), paths: {}", open.join("; "));
-    if is_tun { tracing::info!("{text}") } else { tracing::debug!("{text}") }
+    if is_tun {
+        tracing::info!("{text}")
+    } else {
+        tracing::debug!("{text}")
+    }
+    if let SessionKind::Tunnel { inside6: Some(_), .. } = kind
+        && details.opened.exit_address6.is_none()
+    {
+        tracing::warn!("exit {exit} has no address of IPv6: it carries that to its NAT64 prefix at most");
+    }
 }
 
 /// Anything with a file descriptor, behind a reference.

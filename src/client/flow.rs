@@ -15,6 +15,7 @@ use super::{
         datagram::{self, Inner},
         tcp::{Connection, End},
     },
+    inside::Inside,
 };
 use crate::{Nanos, SECOND, rpc::messages::SessionKind, wire::ip4};
 
@@ -135,7 +136,7 @@ impl Flow {
     /// For logs.
     pub(super) fn describe(&self) -> String {
         match self.carrier.kind() {
-            SessionKind::Tunnel { inside } => format!("the tunnel ({inside})"),
+            SessionKind::Tunnel { inside, inside6 } => format!("the tunnel ({})", Inside { ip4: inside, ip6: inside6 }),
             SessionKind::Flow { protocol: ip4::TCP, server, .. } => format!("a TCP connection to {server}"),
             SessionKind::Flow { server, .. } => format!("a UDP flow to {server}"),
         }

@@ -14,6 +14,7 @@ mod data;
 pub mod drops;
 mod flow;
 pub mod forward;
+pub mod inside;
 pub mod mailbox;
 pub mod opener;
 pub mod planner;

@@ -475,7 +475,7 @@ mod tests {
     #[test]
     fn every_try_asks_for_the_same_session() {
         let mut attempt = Attempt::new([7; 16], plan());
-        let kind = SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) };
+        let kind = SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None };
         let first = attempt.request("token", kind, 1400);
         assert!(matches!(attempt.on_answer(Err(timeout())), Step::Again));
         assert_eq!(attempt.request("token", kind, 1400), first);

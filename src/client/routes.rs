@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use netlink_packet_core::{
@@ -16,14 +16,39 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::dataplane::forwarding::Prefix;
 
+/// IPv4 or IPv6, as the kernel speaks of them.
+pub trait Family {
+    /// Its number.
+    const FAMILY: AddressFamily;
+
+    /// An address in a route.
+    fn into_route(self) -> RouteAddress;
+}
+
+impl Family for Ipv4Addr {
+    const FAMILY: AddressFamily = AddressFamily::Inet;
+
+    fn into_route(self) -> RouteAddress {
+        RouteAddress::Inet(self)
+    }
+}
+
+impl Family for Ipv6Addr {
+    const FAMILY: AddressFamily = AddressFamily::Inet6;
+
+    fn into_route(self) -> RouteAddress {
+        RouteAddress::Inet6(self)
+    }
+}
+
 /// Sends what is for `prefix` out of an interface, with `source` as the preferred source address. The kernel
 /// removes the route together with the interface.
 ///
 /// Errors: `AlreadyExists` where such a route is there, `PermissionDenied` without CAP_NET_ADMIN.
-pub fn add(prefix: Prefix, interface: u32, source: Ipv4Addr) -> io::Result<()> {
+pub fn add<A: Family>(prefix: Prefix<A>, interface: u32, source: A) -> io::Result<()> {
     let mut route = RouteMessage::default();
     route.header = RouteHeader {
-        address_family: AddressFamily::Inet,
+        address_family: A::FAMILY,
         destination_prefix_length: prefix.length,
         table: RouteHeader::RT_TABLE_MAIN,
         protocol: RouteProtocol::Static,
@@ -32,10 +57,10 @@ pub fn add(prefix: Prefix, interface: u32, source: Ipv4Addr) -> io::Result<()> {
         ..RouteHeader::default()
     };
     if prefix.length > 0 {
-        route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(prefix.address)));
+        route.attributes.push(RouteAttribute::Destination(prefix.address.into_route()));
     }
     route.attributes.push(RouteAttribute::Oif(interface));
-    route.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet(source)));
+    route.attributes.push(RouteAttribute::PrefSource(source.into_route()));
     ask(RouteNetlinkMessage::NewRoute(route), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 

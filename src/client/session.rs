@@ -9,17 +9,14 @@
 //! 100 ms until answered, then each 5 s, and each 1 s while an answer is overdue. 15 s without an answer: the
 //! session is lost.
 
-use std::{net::Ipv4Addr, ops::Range};
+use std::ops::Range;
 
-use super::drops::Reason;
+use super::{drops::Reason, inside::Inside};
 use crate::{
     MILLISECOND, Nanos, SECOND,
     dataplane::window::{Reject, Window},
     rpc::messages::Opened,
-    wire::{
-        ip4,
-        relay::{self, HEADER_BYTES, Header, HopKey, Kind},
-    },
+    wire::relay::{self, HEADER_BYTES, Header, HopKey, Kind},
 };
 
 /// Between two keep-alives before the first answer.
@@ -77,7 +74,7 @@ pub struct Session {
     ct_index: u32,
     generation: u16,
     key: HopKey,
-    inside: Ipv4Addr,
+    inside: Inside,
     sequence: u64,
     window: Window,
     /// When the last keep-alive was sent.
@@ -90,7 +87,7 @@ pub struct Session {
 
 impl Session {
     /// The session the entry opened, for inner packets from and to `inside`.
-    pub fn new(opened: &Opened, inside: Ipv4Addr, now: Nanos) -> Self {
+    pub fn new(opened: &Opened, inside: Inside, now: Nanos) -> Self {
         Self {
             ct_index: opened.entry.ct_index.0,
             generation: opened.entry.generation,
@@ -191,22 +188,19 @@ impl Session {
             self.counters.keep_alives_received += 1;
             return Ok(Received::KeepAlive);
         }
-        let inner = ip4::parse(&datagram[HEADER_BYTES..]).map_err(|_| Reason::NotIp4)?;
-        if inner.destination != self.inside {
-            return Err(Reason::NotForUs);
-        }
+        let length = self.inside.accept(&datagram[HEADER_BYTES..])?;
         self.counters.received += 1;
-        self.counters.received_bytes += inner.total_length as u64;
-        Ok(Received::Packet(HEADER_BYTES..HEADER_BYTES + inner.total_length))
+        self.counters.received_bytes += length as u64;
+        Ok(Received::Packet(HEADER_BYTES..HEADER_BYTES + length))
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::net::SocketAddrV4;
+    use std::net::{Ipv4Addr, SocketAddrV4};
 
     use super::*;
-    use crate::{dataplane::conntrack::CtIndex, rpc::messages::LinkEnd};
+    use crate::{dataplane::conntrack::CtIndex, rpc::messages::LinkEnd, wire::ip4};
 
     pub(in crate::client) const INSIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
     const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -222,12 +216,13 @@ pub(super) mod tests {
             },
             key: KEY,
             exit_address: SERVER,
+            exit_address6: None,
             paths: vec![None, None],
         }
     }
 
     fn session() -> Session {
-        Session::new(&opened(), INSIDE, 0)
+        Session::new(&opened(), INSIDE.into(), 0)
     }
 
     /// What the entry would send down.
@@ -291,7 +286,7 @@ pub(super) mod tests {
             (with(1, 7), Reason::WrongTag),
             (with(23, good[23] ^ 1), Reason::WrongTag),
             (down(Kind::DataDown, 1, &inner(SERVER)), Reason::NotForUs),
-            (down(Kind::DataDown, 1, &[0x60; 40]), Reason::NotIp4),
+            (down(Kind::DataDown, 1, &[0x60; 40]), Reason::NotIp),
             (down(Kind::DataDown, 0, &inner(INSIDE)), Reason::TooOld),
         ] {
             let mut session = session();

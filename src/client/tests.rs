@@ -134,7 +134,7 @@ impl Overlay {
             entry: None,
             exit: None,
             paths: 2,
-            inside: INSIDE,
+            inside: INSIDE.into(),
             socket: None,
             tun: None,
             forwards: forwards.iter().map(|text| text.parse().unwrap()).collect(),
@@ -170,6 +170,7 @@ fn answer(request: &Request, is_controller: bool, topology: &Topology, record: &
                 },
                 key,
                 exit_address: Ipv4Addr::new(192, 0, 2, 9),
+                exit_address6: None,
                 paths: vec![None; open.paths.len()],
             })
         }
@@ -362,7 +363,12 @@ fn the_hosts_packets_cross_by_the_tun_device() {
     routes::bring_loopback_up().unwrap();
     let overlay = Overlay::start();
     let mut config = overlay.config(&[]);
-    config.tun = Some(TunConfig { name: "star0".into(), mtu: 1300, routes: vec!["198.51.100.0/24".parse().unwrap()] });
+    config.tun = Some(TunConfig {
+        name: "star0".into(),
+        mtu: 1300,
+        routes: vec!["198.51.100.0/24".parse().unwrap()],
+        routes6: Vec::new(),
+    });
     let client = Running::start(config);
     let program = UdpSocket::bind("0.0.0.0:0").unwrap();
     program.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -371,7 +377,7 @@ fn the_hosts_packets_cross_by_the_tun_device() {
     }
     let refused = TcpStream::connect_timeout(&SERVER.into(), PATIENCE).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(overlay.kinds(), [SessionKind::Tunnel { inside: INSIDE }]);
+    assert_eq!(overlay.kinds(), [SessionKind::Tunnel { inside: INSIDE, inside6: None }]);
     assert_eq!(client.stop(), Ok(()));
     assert_eq!(overlay.closed(), 1);
     assert!(program.send_to(b"x", SERVER).is_err(), "device and route are gone");

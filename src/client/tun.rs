@@ -1,12 +1,11 @@
 //! The TUN device: where the host's own IP stack meets the overlay.
 //!
-//! The device has the inside address as a /32, the session's MTU and the configured routes; device and routes go
+//! The device has the inside addresses as a /32 and a /128, the session's MTU and the configured routes; device and routes go
 //! away with the client. Non-blocking. The kernel leaves it to us to cut large TCP segments (and trains of
 //! datagrams) into packets, and takes back what of one connection came together as one: a system call moves up to 64 KiB.
 
 use std::{
     io,
-    net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -14,11 +13,11 @@ use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
 use super::{
     config::TunConfig,
-    drops::Reason,
+    inside::Inside,
     routes,
     socket::{BATCH, Batch},
 };
-use crate::wire::{ip4, relay::HEADER_BYTES};
+use crate::wire::relay::HEADER_BYTES;
 
 /// Packets that one read may bring. A segment of 64 KiB is this many where a packet carries 512 bytes of it; one that
 /// is more is dropped, and its sender comes back with less.
@@ -51,7 +50,7 @@ pub enum Read {
 
 impl Tun {
     /// Creates the device and its routes. The error says what to do.
-    pub fn create(config: &TunConfig, inside: Ipv4Addr) -> Result<Self, String> {
+    pub fn create(config: &TunConfig, inside: Inside) -> Result<Self, String> {
         let explain = |error: io::Error| {
             let advice = match error.kind() {
                 io::ErrorKind::PermissionDenied => "; run as root or with CAP_NET_ADMIN, or leave [tun] out",
@@ -61,23 +60,25 @@ impl Tun {
             };
             format!("TUN device '{}' cannot be made: {error}{advice}", config.name)
         };
-        let device = DeviceBuilder::new()
-            .name(config.name.clone())
-            .ipv4(inside, 32, None)
-            .mtu(config.mtu)
-            .offload(true)
-            .enable(true)
-            .build_sync()
-            .map_err(explain)?;
+        let mut builder =
+            DeviceBuilder::new().name(config.name.clone()).ipv4(inside.ip4, 32, None).mtu(config.mtu).offload(true);
+        if let Some(ip6) = inside.ip6 {
+            builder = builder.ipv6(ip6, 128);
+        }
+        let device = builder.enable(true).build_sync().map_err(explain)?;
         device.set_nonblocking(true).map_err(explain)?;
         let index = device.if_index().map_err(explain)?;
+        let explain = |field: &str, prefix: String, error: io::Error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                format!("route {prefix} ({field}) exists already: remove it, or leave it out of {field}")
+            }
+            _ => format!("route {prefix} ({field}) cannot be added: {error}"),
+        };
         for &prefix in &config.routes {
-            routes::add(prefix, index, inside).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => {
-                    format!("route {prefix} (tun.routes) exists already: remove it, or leave it out of tun.routes")
-                }
-                _ => format!("route {prefix} (tun.routes) cannot be added: {error}"),
-            })?;
+            routes::add(prefix, index, inside.ip4).map_err(|error| explain("tun.routes", prefix.to_string(), error))?;
+        }
+        for (&prefix, ip6) in config.routes6.iter().zip(std::iter::repeat(inside.ip6).flatten()) {
+            routes::add(prefix, index, ip6).map_err(|error| explain("tun.routes6", prefix.to_string(), error))?;
         }
         Ok(Self {
             device,
@@ -133,35 +134,5 @@ impl Tun {
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
-    }
-}
-
-/// May this packet of the host go into the overlay?
-#[inline]
-pub fn admit(packet: &[u8], inside: Ipv4Addr) -> Result<(), Reason> {
-    // The host's own packets: their checksums may be trusted, only the form is looked at.
-    let header = ip4::parse_quoted(packet).map_err(|_| Reason::NotIp4)?;
-    if header.total_length != packet.len() {
-        return Err(Reason::NotIp4);
-    }
-    if header.source != inside { Err(Reason::NotInside) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INSIDE: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
-
-    #[test]
-    fn only_well_formed_packets_from_the_inside_address_are_admitted() {
-        let mut packet = vec![0; 28];
-        ip4::emit(&mut packet, INSIDE, Ipv4Addr::new(198, 51, 100, 1), ip4::UDP, 28, 64);
-        assert_eq!(admit(&packet, INSIDE), Ok(()));
-        assert_eq!(admit(&packet, Ipv4Addr::new(100, 64, 0, 3)), Err(Reason::NotInside));
-        assert_eq!(admit(&packet[..27], INSIDE), Err(Reason::NotIp4));
-        assert_eq!(admit(&[], INSIDE), Err(Reason::NotIp4));
-        packet[0] = 0x60;
-        assert_eq!(admit(&packet, INSIDE), Err(Reason::NotIp4));
     }
 }

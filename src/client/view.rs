@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{config::ClientConfig, drops::Drops, flow::Flow, session::Counters};
+use super::{drops::Drops, flow::Flow, session::Counters};
 use crate::{
     Nanos, SECOND,
     rpc::messages::{SessionId, SessionKind},
@@ -21,6 +21,8 @@ pub struct SessionView {
     pub kind: &'static str,
     /// Source of the inner packets.
     pub source: String,
+    /// The same of IPv6, for a tunnel that carries it.
+    pub source6: Option<String>,
     /// Their destination, for a flow.
     pub server: Option<String>,
     /// `opening`, `waiting` (for the first answer of the exit) or `ready`.
@@ -31,6 +33,8 @@ pub struct SessionView {
     pub exit: Option<String>,
     /// Where the exit sends from.
     pub exit_address: Option<String>,
+    /// The same of IPv6, where it sends that.
+    pub exit_address6: Option<String>,
     /// Paths that are open.
     pub paths: usize,
     /// Seconds since it was opened.
@@ -62,18 +66,12 @@ pub struct PathView {
 }
 
 /// The answer to a question, or what can be asked.
-pub(super) fn answer(
-    topic: &str,
-    config: &ClientConfig,
-    flows: &HashMap<u64, Flow>,
-    drops: &Drops,
-    now: Nanos,
-) -> Result<Value, String> {
+pub(super) fn answer(topic: &str, flows: &HashMap<u64, Flow>, drops: &Drops, now: Nanos) -> Result<Value, String> {
     let mut flows: Vec<_> = flows.iter().collect();
     flows.sort_by_key(|(id, _)| **id);
     let flows = flows.into_iter().map(|(_, flow)| flow);
     let value = match topic {
-        "sessions" => serde_json::to_value(flows.map(|flow| session(flow, config, now)).collect::<Vec<_>>()),
+        "sessions" => serde_json::to_value(flows.map(|flow| session(flow, now)).collect::<Vec<_>>()),
         "paths" => serde_json::to_value(flows.flat_map(paths).collect::<Vec<_>>()),
         "drops" => serde_json::to_value(drops.iter().map(drop_view).collect::<Vec<_>>()),
         _ => return Err(format!("a client does not know '{topic}'; it knows sessions, paths and drops")),
@@ -81,9 +79,9 @@ pub(super) fn answer(
     value.map_err(|error| error.to_string())
 }
 
-fn session(flow: &Flow, config: &ClientConfig, now: Nanos) -> SessionView {
+fn session(flow: &Flow, now: Nanos) -> SessionView {
     let (kind, source, server) = match flow.carrier.kind() {
-        SessionKind::Tunnel { .. } => ("tunnel", config.inside.to_string(), None),
+        SessionKind::Tunnel { inside, .. } => ("tunnel", inside.to_string(), None),
         SessionKind::Flow { protocol, source, server } => {
             let kind = if protocol == crate::wire::ip4::TCP { "tcp" } else { "udp" };
             (kind, source.to_string(), Some(server.to_string()))
@@ -95,6 +93,10 @@ fn session(flow: &Flow, config: &ClientConfig, now: Nanos) -> SessionView {
         session: details.map(|details| hex(&details.id)),
         kind,
         source,
+        source6: match flow.carrier.kind() {
+            SessionKind::Tunnel { inside6, .. } => inside6.map(|address| address.to_string()),
+            SessionKind::Flow { .. } => None,
+        },
         server,
         state: match live {
             None => "opening",
@@ -104,6 +106,7 @@ fn session(flow: &Flow, config: &ClientConfig, now: Nanos) -> SessionView {
         entry: details.map(|details| details.plan.entry.name.clone()),
         exit: details.map(|details| details.plan.exit.name.clone()),
         exit_address: details.map(|details| details.opened.exit_address.to_string()),
+        exit_address6: details.and_then(|details| details.opened.exit_address6.map(|address| address.to_string())),
         paths: details.map_or(0, |details| details.opened.paths.iter().filter(|path| path.is_none()).count()),
         age_s: live.map_or(0, |live| (now - live.since) / SECOND),
         heard_ms: live.map(|live| (now - live.session.heard()) / crate::MILLISECOND),

@@ -18,6 +18,7 @@ use crate::{
     MILLISECOND, Nanos, SECOND,
     dataplane::{
         command::Command,
+        exit_policy::ExitPolicy,
         forwarding::{Adjacency, Forwarding, Interface, Prefix, Route},
         reason::Reason,
         route_table::RouteTable,
@@ -232,10 +233,10 @@ impl Control {
     /// True where this node as an exit may send to `destination`. Never to itself or (but for an exception in the
     /// configuration) to other nodes: a client could otherwise reach into the overlay.
     pub(super) fn is_exit_allowed(&self, destination: Ipv4Addr) -> bool {
+        let policy = &self.config.policy;
         destination != self.config.identity.address
-            && (self.config.allow.iter().any(|prefix| prefix.contains(destination))
-                || !(self.config.deny.iter().any(|prefix| prefix.contains(destination))
-                    || self.peers.has_address(destination)))
+            && (policy.allow.iter().any(|prefix| prefix.contains(destination))
+                || (policy.allows(destination) && !self.peers.has_address(destination)))
     }
 
     /// The snapshot as of now.
@@ -244,7 +245,8 @@ impl Control {
         let peers = self.peers.snapshot();
         let own = std::iter::once(self.config.identity.address);
         let nodes = own.chain(peers.iter().filter(|peer| peer.is_active).map(|peer| peer.address));
-        let deny = self.config.deny.iter().copied().chain(nodes.map(|address| Prefix::new(address, 32))).collect();
+        let deny =
+            self.config.policy.deny.iter().copied().chain(nodes.map(|address| Prefix::new(address, 32))).collect();
         // The order is that of addresses, those of IPv4 first, so both parts are sorted as the workers' are.
         let (mut adjacencies, mut adjacencies6) = (Vec::new(), Vec::new());
         for (&(interface, next_hop), hop) in &state.next_hops {
@@ -261,8 +263,7 @@ impl Control {
             routes6: RouteTable::new(&state.routes6),
             adjacencies6,
             peers,
-            deny,
-            allow: self.config.allow.clone(),
+            policy: ExitPolicy { deny, ..self.config.policy.clone() },
             gateway: self.gateway_snapshot(),
         }
     }

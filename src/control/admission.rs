@@ -1,5 +1,7 @@
 //! What a request must be like before anything is allocated for it.
 
+use std::net::Ipv6Addr;
+
 use super::Control;
 use crate::{
     limits::{HOPS_MAX, PATHS_MAX},
@@ -7,7 +9,7 @@ use crate::{
         messages::{FailureReason, NodeName, SessionKind, Setup},
         token::{self, Claims},
     },
-    wire::{OVERLAY_BYTES, ip4},
+    wire::{OVERLAY_BYTES, ip4, ip6},
 };
 
 /// Largest inner packet: the outer one must pass the 1500 bytes that nearly every path can carry.
@@ -54,12 +56,22 @@ impl Control {
 /// What a session carries, and the size of its packets.
 pub(super) fn check_kind(kind: SessionKind, mtu: u16) -> Result<(), FailureReason> {
     let is_good = match kind {
-        SessionKind::Tunnel { .. } => true,
+        SessionKind::Tunnel { inside6: None, .. } => true,
+        SessionKind::Tunnel { inside6: Some(inside6), .. } => is_host6(inside6) && mtu >= ip6::MTU_MIN,
         SessionKind::Flow { protocol, source, server } => {
             matches!(protocol, ip4::TCP | ip4::UDP) && source.port() != 0 && server.port() != 0
         }
     };
     if is_good && mtu >= INNER_MTU_MIN { Ok(()) } else { Err(FailureReason::BadRequest) }
+}
+
+/// True for what a client may have as its address inside the overlay.
+fn is_host6(address: Ipv6Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_unicast_link_local()
+        || address.to_ipv4_mapped().is_some())
 }
 
 fn is_without_repeats(names: &[NodeName]) -> bool {

@@ -7,13 +7,13 @@ use super::{
     Control,
     admission::{INNER_MTU_MAX, check_kind},
     interface::RequestId,
-    sessions::{Downstream, Entry, EntryPath, Name, Part, Session, State, WAITERS_MAX, inside},
+    sessions::{Downstream, Entry, EntryPath, Name, Part, Session, State, WAITERS_MAX, terms},
 };
 use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, Link, Role},
     },
     rpc::messages::{Failure, FailureReason, Open, Response, SessionId, Setup},
 };
@@ -97,6 +97,7 @@ impl Control {
                 key,
                 client_port,
                 exit_address: Ipv4Addr::UNSPECIFIED,
+                exit_address6: None,
                 paths,
                 care: Default::default(),
                 highest: 0,
@@ -183,8 +184,8 @@ impl Control {
         let state = session.state;
         let Part::Entry(entry) = &mut session.part else { return };
         let (answered, link) = match result {
-            Ok(Downstream { next, link, ports, exit_address }) => {
-                entry.exit_address = exit_address;
+            Ok(Downstream { next, link, ports, exit_address, exit_address6 }) => {
+                (entry.exit_address, entry.exit_address6) = (exit_address, exit_address6);
                 (EntryPath::Up { next, link, ports }, Some((link, ports)))
             }
             Err(failure) => (EntryPath::Down(failure), None),
@@ -251,7 +252,7 @@ impl Control {
         session.since = now;
         let Part::Entry(entry) = &session.part else { return };
         let (fan, mtu) = (entry.fan, entry.open.mtu.min(INNER_MTU_MAX));
-        let init = FanInit { inside: inside(session.kind), binding: NO_BINDING, mtu };
+        let init = terms(session.kind, None, mtu);
         // The client's port becomes known by its first authentic keep-alive.
         let up = Link { address: entry.source, key: entry.key, ..Link::NONE };
         let worker = ct_index.worker();

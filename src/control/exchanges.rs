@@ -226,6 +226,7 @@ impl Control {
             link: link(answer.downstream, answer.key),
             ports: source_ports(self.data_address(), answer.downstream.source_port, to.data, theirs),
             exit_address: answer.exit_address,
+            exit_address6: answer.exit_address6,
         }
     }
 

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use super::{
     Control,
     admission::INNER_MTU_MAX,
-    sessions::{Exit, ExitPath, Hop, Name, Part, Session, State, inside, link, source_ports},
+    sessions::{Exit, ExitPath, Hop, Name, Part, Session, State, link, source_ports, terms},
 };
 use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role},
+        conntrack::{CtIndex, Link, Role},
         nat::{BindingKey, Mapping, Owner},
         reason::Reason,
     },
@@ -130,7 +130,7 @@ impl Control {
                 let ports = source_ports(own, setup.upstream.source_port, data, fresh_port);
                 let worker = ct_index.worker();
                 if let Some(mtu) = new_mtu {
-                    let init = FanInit { inside: inside(kind), binding: flow_binding.unwrap_or(NO_BINDING), mtu };
+                    let init = terms(kind, flow_binding, mtu);
                     self.command(worker, Command::InitFan { fan, init });
                 }
                 self.command(worker, Command::SetFanLink { fan, path: setup.path, link: Some((link, ports)) });
@@ -149,6 +149,7 @@ impl Control {
             downstream: self.link_end(ct_index, generation, up_port),
             key,
             exit_address: self.config.identity.address,
+            exit_address6: self.config.nat.addresses6.first().map(|outside| outside.address),
             boot_epoch: self.config.boot_epoch,
         }
     }

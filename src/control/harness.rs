@@ -13,6 +13,7 @@ use crate::{
     dataplane::{
         command::{Command, Event, ProbeAnswer},
         conntrack::{CtIndex, FanInit, FanReport, Link, Role},
+        exit_policy::ExitPolicy,
         forwarding::{Forwarding, Identity, Interface},
         gateway::Transit,
         nat::{BindingInit, Class, Mapping, NatConfig, OutsideAddresses, Owner, token as nat_token},
@@ -298,7 +299,7 @@ impl Net {
         Open {
             token: self.token(client, |_| ()),
             session: [session; 16],
-            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) },
+            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
             mtu: 1400,
             paths: paths.iter().map(|path| path.split('-').map(str::to_owned).collect()).collect(),
         }
@@ -602,8 +603,7 @@ fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
         nat: NatConfig { gateway: vec![0], ..NatConfig::of(&identity) },
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
         rss: vec![None],
-        deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
-        allow: Vec::new(),
+        policy: ExitPolicy { deny: vec!["10.0.0.0/8".parse().expect("a prefix")], ..ExitPolicy::default() },
         gateway: None,
         boot_epoch: 1000,
         seed: [number; 32],

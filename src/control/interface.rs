@@ -6,6 +6,7 @@ use crate::{
     dataplane::{
         command::Command,
         conntrack::FanReport,
+        exit_policy::ExitPolicy,
         forwarding::{Identity, Interface, Prefix},
         gateway::{Gateway, Transit},
         nat::NatConfig,
@@ -40,10 +41,8 @@ pub struct ControlConfig {
     pub interfaces: Vec<Interface>,
     /// How each of them spreads what it receives; `None`: not known.
     pub rss: Vec<Option<Rss>>,
-    /// Exit policy: forbidden destinations (the node's own address is always forbidden).
-    pub deny: Vec<Prefix>,
-    /// Exceptions from it.
-    pub allow: Vec<Prefix>,
+    /// Where the node sends to as an exit (never to its own address).
+    pub policy: ExitPolicy,
     /// What the node does as a gateway, if anything.
     pub gateway: Option<Gateway>,
     /// Random at each start.

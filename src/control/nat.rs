@@ -15,7 +15,7 @@ use crate::{
     dataplane::{
         command::Command,
         conntrack::CtIndex,
-        nat::{BindingInit, BindingKey, Class, Endpoint, Mapping, Owner},
+        nat::{BindingInit, BindingKey, Class, Endpoint, Mapping, Owner, Translation, token},
         reason::Reason,
     },
     wire::{ip4, tcp},
@@ -50,7 +50,7 @@ impl Control {
         tcp_flags: u8,
         now: Nanos,
     ) -> Result<(), Reason> {
-        let held = self.may_bind(worker, key.owner, remote)?;
+        let held = self.may_bind(worker, &key, remote)?;
         let is_draining = key.owner == Owner::INSIDE && self.is_draining();
         if self.workers[worker].by_key.contains_key(&key) {
             return Ok(());
@@ -73,9 +73,9 @@ impl Control {
     }
 
     /// How many bindings the owner has, where it may have bindings at all and send to `remote`.
-    fn may_bind(&mut self, worker: usize, owner: Owner, remote: Endpoint) -> Result<usize, Reason> {
+    fn may_bind(&mut self, worker: usize, key: &BindingKey, remote: Endpoint) -> Result<usize, Reason> {
         // The gateway's hosts go where the routes lead; what they may reach is the gateway's policy.
-        let Some(slot) = owner.slot() else { return Ok(0) };
+        let Some(slot) = key.owner.slot() else { return Ok(0) };
         let Some(session) = self.workers[worker].session(slot) else { return Err(Reason::FreeSlot) };
         let Session { state: State::Open | State::Ageing, part: Part::Exit(exit), .. } = session else {
             return Err(Reason::FreeSlot);
@@ -84,8 +84,11 @@ impl Control {
         if is_flow {
             return Err(Reason::NotFlow);
         }
+        // An address of IPv6 is a token here: the worker, who knows it, has looked at the policy.
+        let is_token = matches!(token::host_of(key.address), Some((Translation::Nat66, _)));
         // To our own address there is only the way back in through another binding, which the worker takes.
-        if !self.config.nat.addresses.iter().any(|outside| outside.address == remote.0)
+        if !is_token
+            && !self.config.nat.addresses.iter().any(|outside| outside.address == remote.0)
             && !self.is_exit_allowed(remote.0)
         {
             return Err(Reason::Denied);

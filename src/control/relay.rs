@@ -142,10 +142,10 @@ impl Control {
         let (generation, waiters) = (session.generation, session.take_waiters());
         let Part::Relay(relay) = &mut session.part else { return };
         match result {
-            Ok(Downstream { next, link: down, ports, exit_address }) => {
+            Ok(Downstream { next, link: down, ports, exit_address, exit_address6 }) => {
                 let up = link(relay.up, relay.key);
                 let up_ports = source_ports(own, relay.up.source_port, relay.up.data, relay.up_port);
-                relay.down = RelayDown::Up { next, link: down, exit_address };
+                relay.down = RelayDown::Up { next, link: down, exit_address, exit_address6 };
                 session.state = State::Open;
                 session.since = now;
                 let slot = ct_index.slot();
@@ -168,11 +168,11 @@ impl Control {
         let boot_epoch = self.config.boot_epoch;
         let Some(session) = self.session(ct_index) else { return };
         let generation = session.generation;
-        let Part::Relay(Relay { up_port, key, down: RelayDown::Up { exit_address, .. }, .. }) = &session.part else {
-            return;
-        };
-        let (up_port, key, exit_address) = (*up_port, *key, *exit_address);
-        let answer = SetUp { downstream: self.link_end(ct_index, generation, up_port), key, exit_address, boot_epoch };
+        let Part::Relay(Relay { up_port, key, down, .. }) = &session.part else { return };
+        let &RelayDown::Up { exit_address, exit_address6, .. } = down else { return };
+        let (up_port, key) = (*up_port, *key);
+        let downstream = self.link_end(ct_index, generation, up_port);
+        let answer = SetUp { downstream, key, exit_address, exit_address6, boot_epoch };
         for id in waiters {
             self.respond(id, Response::SetUp(answer.clone()));
         }

@@ -4,13 +4,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use super::{interface::RequestId, repair::Care};
 use crate::{
     Nanos,
-    dataplane::conntrack::{CtIndex, Link, SOURCE_PORTS, SourcePorts},
+    dataplane::conntrack::{CtIndex, FanInit, Link, NO_BINDING, SOURCE_PORTS, SourcePorts},
     limits::PATHS_MAX,
     rpc::messages::{Failure, FailureReason, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind},
     wire::relay::HopKey,
@@ -98,6 +98,7 @@ pub(super) struct Entry {
     /// The port that the client is asked to send from.
     pub(super) client_port: u16,
     pub(super) exit_address: Ipv4Addr,
+    pub(super) exit_address6: Option<Ipv6Addr>,
     /// By path number.
     pub(super) paths: Vec<EntryPath>,
     /// By path number.
@@ -142,7 +143,7 @@ pub(super) enum RelayDown {
     /// Asked for.
     Calling { exchange: u64 },
     /// Set up.
-    Up { next: Hop, link: Link, exit_address: Ipv4Addr },
+    Up { next: Hop, link: Link, exit_address: Ipv4Addr, exit_address6: Option<Ipv6Addr> },
 }
 
 /// The exit's part.
@@ -176,7 +177,13 @@ impl Session {
             EntryPath::Calling { to, .. } => Some(Failure { hop: to.clone(), reason: FailureReason::Pending }),
             EntryPath::Up { .. } => None,
         });
-        Opened { entry: end, key: entry.key, exit_address: entry.exit_address, paths: paths.collect() }
+        Opened {
+            entry: end,
+            key: entry.key,
+            exit_address: entry.exit_address,
+            exit_address6: entry.exit_address6,
+            paths: paths.collect(),
+        }
     }
 
     /// Its fan, where it has one.
@@ -219,12 +226,15 @@ pub(super) struct Downstream {
     pub(super) link: Link,
     pub(super) ports: SourcePorts,
     pub(super) exit_address: Ipv4Addr,
+    pub(super) exit_address6: Option<Ipv6Addr>,
 }
 
-/// Source address of a session's inner packets.
-pub(super) fn inside(kind: SessionKind) -> Ipv4Addr {
-    match kind {
-        SessionKind::Tunnel { inside } => inside,
-        SessionKind::Flow { source, .. } => *source.ip(),
-    }
+/// What a session's inner packets are held to; a flow's have a binding, too.
+pub(super) fn terms(kind: SessionKind, binding: Option<u32>, mtu: u16) -> FanInit {
+    let (inside, inside6) = match kind {
+        SessionKind::Tunnel { inside, inside6 } => (inside, inside6),
+        SessionKind::Flow { source, .. } => (*source.ip(), None),
+    };
+    let inside6 = inside6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+    FanInit { inside, inside6, binding: binding.unwrap_or(NO_BINDING), mtu }
 }

@@ -330,7 +330,8 @@ fn hop_of_link(node: &NodeName, link: &Link) -> HopView {
 
 fn kind(kind: SessionKind) -> String {
     match kind {
-        SessionKind::Tunnel { inside } => format!("tunnel {inside}"),
+        SessionKind::Tunnel { inside, inside6: None } => format!("tunnel {inside}"),
+        SessionKind::Tunnel { inside, inside6: Some(inside6) } => format!("tunnel {inside} {inside6}"),
         SessionKind::Flow { protocol, source, server } => {
             let protocol = if protocol == crate::wire::ip4::TCP { "tcp" } else { "udp" };
             format!("{protocol} {source} > {server}")

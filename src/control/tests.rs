@@ -284,8 +284,8 @@ fn a_flow_gets_its_binding_at_setup() {
 #[test]
 fn an_exit_denies_private_addresses_itself_and_other_nodes() {
     let mut net = Net::new(&NAMES, 1, |_, config| {
-        config.deny = vec!["192.168.0.0/16".parse().unwrap()];
-        config.allow = vec!["192.168.7.0/24".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        config.policy.deny = vec!["192.168.0.0/16".parse().unwrap()];
+        config.policy.allow = vec!["192.168.7.0/24".parse().unwrap(), "10.0.0.3".parse().unwrap()];
     });
     let denied = [Ipv4Addr::new(192, 168, 1, 1), Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 2)];
     for (session, server) in (1..).zip(denied) {
@@ -388,7 +388,7 @@ fn setup(net: &Net, upstream: LinkEnd) -> Setup {
         token: net.token("alice", |_| ()),
         entry: "in".into(),
         session: [1; 16],
-        kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) },
+        kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
         mtu: 1400,
         path: 0,
         route: vec!["out".into()],

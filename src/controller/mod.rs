@@ -185,7 +185,7 @@ mod tests {
         let open = Open {
             token: String::new(),
             session: [0; 16],
-            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) },
+            kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
             mtu: 1400,
             paths: vec![],
         };

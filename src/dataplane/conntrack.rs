@@ -3,7 +3,10 @@
 //! A relay needs one [`Slot`], one cache line. An entry or exit needs a [`Fan`] besides: the session's up to
 //! eight paths, its duplicate window and its sequence.
 
-use std::{mem::size_of, net::Ipv4Addr};
+use std::{
+    mem::size_of,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use crate::{limits, wire::relay::HopKey};
 
@@ -137,10 +140,18 @@ const _: () = assert!(size_of::<Slot>() == 64, "a relay's packet touches one cac
 pub struct FanInit {
     /// The client's address inside the overlay; inner packets must carry it. Zero: any (tunnel).
     pub inside: Ipv4Addr,
+    /// The same of IPv6. Zero: none, the session carries no IPv6.
+    pub inside6: Ipv6Addr,
     /// The binding of a flow session: found by index, without a hash. `u32::MAX`: a tunnel session.
     pub binding: u32,
     /// Largest inner packet in bytes, both ways.
     pub mtu: u16,
+}
+
+impl FanInit {
+    /// What nothing is set up for: nobody's terms.
+    pub const NONE: Self =
+        Self { inside: Ipv4Addr::UNSPECIFIED, inside6: Ipv6Addr::UNSPECIFIED, binding: NO_BINDING, mtu: 0 };
 }
 
 /// No binding: the session is a tunnel.

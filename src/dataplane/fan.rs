@@ -1,7 +1,7 @@
 //! A session's fan at its entry or exit: the paths, the duplicate window, the sequence.
 
 use super::{
-    conntrack::{FanInit, FanReport, Link, NO_BINDING, PathCounters, SourcePorts},
+    conntrack::{FanInit, FanReport, Link, PathCounters, SourcePorts},
     prefetch::prefetch,
     window::{Reject, Window},
 };
@@ -59,7 +59,7 @@ impl Fan {
 
     /// A fan that no session uses.
     pub fn unused() -> Self {
-        Self::new(FanInit { inside: std::net::Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: 0 })
+        Self::new(FanInit::NONE)
     }
 
     /// Asks for the lines that a packet of this path and sequence number touches.

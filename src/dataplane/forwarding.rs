@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
     address::Address,
+    exit_policy::ExitPolicy,
     gateway::Gateway,
     route_table::{NOWHERE, NextHop, RouteTable},
 };
@@ -212,10 +213,8 @@ pub struct Forwarding {
     pub adjacencies6: Vec<Adjacency<Ipv6Addr>>,
     /// By peer number; at most [`limits::PEERS_MAX`].
     pub peers: Vec<Peer>,
-    /// Destinations that an exit sends nothing to; an address in `allow` is let through all the same.
-    pub deny: Vec<Prefix>,
-    /// Exceptions from `deny`.
-    pub allow: Vec<Prefix>,
+    /// Where the node sends to as an exit.
+    pub policy: ExitPolicy,
     /// What the node does as a gateway, if anything.
     pub gateway: Option<Gateway>,
 }
@@ -283,18 +282,6 @@ impl Forwarding {
         let (after, before) = (&hops[first..], &hops[..first]);
         let is_up = |hop: &&NextHop<A>| self.interfaces.get(usize::from(hop.interface)).is_some_and(|i| i.is_up);
         after.iter().chain(before).find(is_up).or(hops.first()).filter(ours)
-    }
-
-    /// True where an exit may send to `destination`.
-    pub fn is_exit_allowed(&self, destination: Ipv4Addr) -> bool {
-        self.allow.iter().any(|prefix| prefix.contains(destination))
-            || !self.deny.iter().any(|prefix| prefix.contains(destination))
-    }
-
-    /// The same for IPv6: an exit sends to the internet, not to private or local addresses (RFC 4291 section 2.4).
-    pub fn is_exit_allowed6(&self, destination: Ipv6Addr) -> bool {
-        const GLOBAL_UNICAST: Prefix6 = Prefix6::of(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-        GLOBAL_UNICAST.contains(destination)
     }
 
     /// True where the snapshot keeps to the limits.

@@ -15,6 +15,7 @@ pub mod command;
 pub mod conntrack;
 pub mod context;
 pub mod driver;
+pub mod exit_policy;
 mod express;
 pub mod fan;
 pub mod forwarding;
@@ -25,6 +26,8 @@ pub mod huge;
 pub mod nat;
 mod nodes;
 mod outer;
+#[cfg(test)]
+mod overlay6;
 pub mod packet;
 pub mod prefetch;
 pub mod published;

@@ -110,7 +110,7 @@ impl RouteCache {
         let fresh = Cached {
             destination,
             epoch: self.epoch,
-            is_exit_allowed: forwarding.is_exit_allowed(destination),
+            is_exit_allowed: forwarding.policy.allows(destination),
             is_exempt: forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt(destination)),
             ..self.way(forwarding.lookup(destination))
         };
@@ -130,7 +130,7 @@ impl RouteCache {
         let fresh = Cached {
             destination,
             epoch: self.epoch,
-            is_exit_allowed: forwarding.is_exit_allowed6(destination),
+            is_exit_allowed: forwarding.policy.allows6(destination),
             is_exempt: forwarding.gateway.as_ref().is_some_and(|gateway| gateway.is_exempt6(destination)),
             ..self.way(forwarding.lookup6(destination))
         };

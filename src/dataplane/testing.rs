@@ -6,6 +6,7 @@ use super::{
     command::{Command, Event},
     conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
     driver::memory::MemoryDriver,
+    exit_policy::ExitPolicy,
     forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Prefix, Route},
     gateway::{Gateway, Realm},
     graph::NODES,
@@ -14,6 +15,7 @@ use super::{
     published::Published,
     reason::Reason,
     route_table::RouteTable,
+    testing6,
     worker::{Rings, Worker, WorkerConfig},
 };
 use crate::{
@@ -79,8 +81,7 @@ fn forwarding() -> Box<Forwarding> {
         routes6: RouteTable::default(),
         adjacencies6: vec![],
         peers: vec![Peer { address: DOWNSTREAM, port: DATA_PORT, key: PEER_KEY, is_active: true }],
-        deny: vec![Prefix::new(PRIVATE, 8)],
-        allow: vec![],
+        policy: ExitPolicy { deny: vec![Prefix::new(PRIVATE, 8)], ..ExitPolicy::default() },
         gateway: None,
     })
 }
@@ -251,7 +252,8 @@ impl Bench {
     }
 
     fn fan(&mut self, fan: u32, paths: u8, binding: u32, address: Ipv4Addr, key: relay::HopKey) {
-        self.tell(Command::InitFan { fan, init: FanInit { inside: INSIDE, binding, mtu: INSIDE_MTU } });
+        let inside6 = if binding == NO_BINDING { testing6::INSIDE6 } else { FanInit::NONE.inside6 };
+        self.tell(Command::InitFan { fan, init: FanInit { inside: INSIDE, inside6, binding, mtu: INSIDE_MTU } });
         for path in 0..paths {
             let link = link(address, DATA_PORT, 20 + u32::from(path), key);
             self.tell(Command::SetFanLink { fan, path, link: Some((link, SourcePorts::default())) });

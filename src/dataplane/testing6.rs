@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use super::{
     command::Command,
+    conntrack::NO_BINDING,
     forwarding::{Adjacency, Prefix6, Route},
     gateway::OutsideAddress6,
     handoff::{self, Handoff},
@@ -63,20 +64,64 @@ impl Bench {
         bench
     }
 
+    /// An exit that translates IPv6, with the session of [`Bench::exit`] over one path: its client is INSIDE and INSIDE6. Everyone
+    /// else of 2001:db8::/32 is behind interface 0, where nothing is sent to NEIGHBOUR6. `change` is made to its NAT.
+    pub(crate) fn exit6(change: impl FnOnce(&mut NatConfig)) -> Self {
+        let own = identity(1);
+        let mut nat = NatConfig::of(&own);
+        nat.addresses6.push(OutsideAddress6 { address: US6, first: own.nat_port_first, last: own.nat_port_last });
+        nat.nat64 = Some(Prefix64::WELL_KNOWN);
+        change(&mut nat);
+        let mut bench = Self::translating(0, nat, 1, handoff::mesh(1).remove(0));
+        let mut forwarding = bench.worker.context().routes.forwarding().clone();
+        let route = Route { prefix: Prefix6::of(SERVER6, 32), gateway: None, interface: 0, metric: 0 };
+        forwarding.routes6 = RouteTable::new(&[route]);
+        forwarding.adjacencies6 =
+            [SERVER6, ROUTER6].map(|next_hop| Adjacency { next_hop, mac: [2, 0, 0, 0, 6, 0], interface: 0 }).into();
+        forwarding.policy.deny6 = vec![Prefix6::of(NEIGHBOUR6, 64)];
+        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        while bench.events.pop().is_ok() {}
+        bench.exit(1, NO_BINDING);
+        bench
+    }
+
     /// Packets of IPv6 come in by `interface`, framed for it; one sweep passes; what goes out, and by which interface.
     pub(crate) fn run_at6(&mut self, interface: u8, packets: &[Vec<u8>]) -> Vec<(u8, Vec<u8>)> {
         self.run_framed(interface, packets, frame6)
     }
 
-    /// INSIDE6:`inside` is `outside` of US6, or of US, to servers; `filtering` as given.
+    /// INSIDE6:`inside` is `outside` of US6, or of US, to servers.
     pub(crate) fn bind6(&mut self, translation: Translation, protocol: u8, inside: u16, outside: u16) {
-        let (index, address) = match translation {
-            Translation::Nat66 => (6, token::outside(0)),
-            Translation::Nat64 => (4, US),
-        };
+        self.bind6_for(Owner::INSIDE, translation, protocol, inside, outside);
+    }
+
+    /// The same on behalf of `owner`.
+    pub(crate) fn bind6_for(
+        &mut self,
+        owner: Owner,
+        translation: Translation,
+        protocol: u8,
+        inside: u16,
+        outside: u16,
+    ) {
+        let index = if translation == Translation::Nat66 { 6 } else { 4 };
+        self.bind6_at(index, owner, translation, protocol, inside, outside);
+    }
+
+    /// The same as binding `index`.
+    pub(crate) fn bind6_at(
+        &mut self,
+        index: u32,
+        owner: Owner,
+        translation: Translation,
+        protocol: u8,
+        inside: u16,
+        outside: u16,
+    ) {
+        let address = if translation == Translation::Nat66 { token::outside(0) } else { US };
         self.tell(Command::SetHost6 { place: 3, address: Some(INSIDE6) });
         let binding = BindingInit {
-            owner: Owner::INSIDE,
+            owner,
             protocol,
             inside_address: token::host(translation, 3),
             inside_port: inside,

@@ -1,5 +1,6 @@
 //! The configuration of a node. All of it is checked before anything is started.
 
+mod exit;
 mod gateway;
 mod nat;
 
@@ -11,10 +12,13 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use self::gateway::GatewayConfig;
+pub use self::{
+    exit::{DENY_DEFAULT, DENY6_DEFAULT, ExitConfig},
+    gateway::GatewayConfig,
+};
 use crate::{
     config_file::{ConfigError, ConfigFile},
-    dataplane::{forwarding::Prefix, gateway::OutsideAddress, nat::NatConfig},
+    dataplane::{gateway::OutsideAddress, nat::NatConfig},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
 };
@@ -31,26 +35,6 @@ pub const FRAMES_DEFAULT: u32 = 32 * FRAMES_STEP;
 
 /// UMEM frames of a worker are allocated in steps of one hugepage.
 pub const FRAMES_STEP: u32 = (2 << 20) / limits::FRAME_SIZE as u32;
-
-/// Destinations an exit sends nothing to unless told otherwise: special-purpose addresses (RFC 6890 and its
-/// registry), 6to4 relays (RFC 7526), multicast, and the reserved class E with the limited broadcast address.
-pub const DENY_DEFAULT: [Prefix; 15] = [
-    Prefix::new(Ipv4Addr::new(0, 0, 0, 0), 8),
-    Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
-    Prefix::new(Ipv4Addr::new(100, 64, 0, 0), 10),
-    Prefix::new(Ipv4Addr::new(127, 0, 0, 0), 8),
-    Prefix::new(Ipv4Addr::new(169, 254, 0, 0), 16),
-    Prefix::new(Ipv4Addr::new(172, 16, 0, 0), 12),
-    Prefix::new(Ipv4Addr::new(192, 0, 0, 0), 24),
-    Prefix::new(Ipv4Addr::new(192, 0, 2, 0), 24),
-    Prefix::new(Ipv4Addr::new(192, 88, 99, 0), 24),
-    Prefix::new(Ipv4Addr::new(192, 168, 0, 0), 16),
-    Prefix::new(Ipv4Addr::new(198, 18, 0, 0), 15),
-    Prefix::new(Ipv4Addr::new(198, 51, 100, 0), 24),
-    Prefix::new(Ipv4Addr::new(203, 0, 113, 0), 24),
-    Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4),
-    Prefix::new(Ipv4Addr::new(240, 0, 0, 0), 4),
-];
 
 /// What a node is told by its file.
 #[derive(Clone, Debug)]
@@ -81,10 +65,8 @@ pub struct NodeConfig {
     pub limits: NodeLimits,
     /// How its NAT behaves.
     pub nat: NatConfig,
-    /// Destinations the exit does not send to.
-    pub deny: Vec<Prefix>,
-    /// Exceptions from it.
-    pub allow: Vec<Prefix>,
+    /// What it does as an exit.
+    pub exit: ExitConfig,
 }
 
 /// What a node needs to be an entry, relay or exit.
@@ -187,7 +169,7 @@ struct File {
     #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
-    exit: ExitTable,
+    exit: exit::Table,
 }
 
 #[derive(Deserialize)]
@@ -230,14 +212,6 @@ struct LimitsTable {
     frames: Option<Spanned<u32>>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct ExitTable {
-    deny: Option<Vec<Spanned<String>>>,
-    #[serde(default)]
-    allow: Vec<Spanned<String>>,
-}
-
 impl NodeConfig {
     /// Reads and checks the file at `path`, and that the interfaces and files it names are there.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -266,7 +240,9 @@ impl NodeConfig {
             Some(table) => Some(GatewayConfig::read(file, table, own, control)?),
             None => None,
         };
-        let nat = nat::read(file, &nat, own, gateway.as_ref())?;
+        let is_exit = overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
+        let exit = ExitConfig::read(file, &exit, own, is_exit, gateway.is_some())?;
+        let nat = nat::read(file, &nat, own, gateway.as_ref(), &exit)?;
         let workers = match &node.workers {
             Some(workers) => file.number_in("node.workers", workers, 1..=limits::WORKERS_MAX)?,
             None => 1,
@@ -289,11 +265,7 @@ impl NodeConfig {
             socket,
             limits: read_limits(file, &limits)?,
             nat,
-            deny: match &exit.deny {
-                Some(prefixes) => read_prefixes(file, "exit.deny", prefixes)?,
-                None => DENY_DEFAULT.to_vec(),
-            },
-            allow: read_prefixes(file, "exit.allow", &exit.allow)?,
+            exit,
         })
     }
 }
@@ -316,8 +288,7 @@ impl NodeConfig {
             socket,
             limits,
             nat,
-            deny,
-            allow,
+            exit,
         } = self;
         let mut differences = Vec::new();
         let mut compare = |field, is_same: bool| differences.extend((!is_same).then_some(field));
@@ -339,7 +310,7 @@ impl NodeConfig {
             ..nat.clone()
         };
         compare("nat", with_new_addresses == new.nat);
-        compare("exit", (deny, allow) == (&new.deny, &new.allow));
+        compare("exit", *exit == new.exit);
         if let (Some(gateway), Some(new)) = (gateway, &new.gateway) {
             let GatewayConfig { inside, outside, addresses, addresses6, nat64, exempt: _, exempt6: _, mappings: _ } =
                 gateway;
@@ -568,7 +539,7 @@ address = "192.0.2.9:4400"
         assert!(overlay.tls.ca.ends_with("ca.pem") && config.gateway.is_none());
         assert_eq!((config.workers, config.idle), (1, IdlePolicy::Adaptive));
         assert_eq!(config.socket, Path::new("/run/starnet/fra1.sock"));
-        assert_eq!(config.deny, DENY_DEFAULT);
+        assert_eq!(config.exit.policy.deny, DENY_DEFAULT);
         assert_eq!(config.limits.slots, 65_536);
     }
 
@@ -702,16 +673,5 @@ address = "192.0.2.9:4400"
             "node.toml:13: limits.slot: unknown field `slot`, expected one of `slots`, `sessions`, `bindings`, \
              `bindings_a_session`, `frames`"
         );
-    }
-
-    #[test]
-    fn exit_prefixes_are_checked_and_replace_the_default() {
-        let with = |line: &str| read("[controller]", &format!("[exit]\n{line}\n[controller]"));
-        assert_eq!(
-            with("allow = [\"10.0.0.1/8\"]").unwrap_err(),
-            "node.toml:13: exit.allow: '10.0.0.1/8' has bits set after its prefix length; did you mean 10.0.0.0/8?"
-        );
-        assert_eq!(with("deny = []").unwrap().deny, []);
-        assert_eq!(with("allow = [\"198.51.100.0/24\"]").unwrap().allow, ["198.51.100.0/24".parse().unwrap()]);
     }
 }

@@ -304,6 +304,7 @@ mod tests {
         control::ControlConfig,
         dataplane::{
             command::PuntCause,
+            exit_policy::ExitPolicy,
             forwarding::{Identity, Interface},
             nat::NatConfig,
             published::Published,
@@ -346,8 +347,7 @@ mod tests {
             nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
             rss: vec![None],
-            deny: Vec::new(),
-            allow: Vec::new(),
+            policy: ExitPolicy::default(),
             gateway: None,
             boot_epoch: 1,
             seed: [7; 32],

@@ -199,7 +199,8 @@ fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr], local6: &[Ipv6Addr])
     let missing = all.find(|(_, address)| !local.contains(address)).map(|(field, address)| (field, address.into()));
     let missing6 = || {
         let missing = config.nat.addresses6.iter().find(|outside| !local6.contains(&outside.address))?;
-        Some(("gateway.addresses6", missing.address.into()))
+        let field = if config.gateway.is_some() { "gateway.addresses6" } else { "exit.addresses6" };
+        Some((field, missing.address.into()))
     };
     match missing.or_else(missing6) {
         Some((field, address)) => Err(NodeError::NotLocal { field, address }),
@@ -482,8 +483,7 @@ fn control_config(
         nat: config.nat.clone(),
         interfaces,
         rss,
-        deny: config.deny.clone(),
-        allow: config.allow.clone(),
+        policy: config.exit.policy.clone(),
         gateway: config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)),
         boot_epoch: seeds.boot_epoch,
         seed: seeds.control,

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use serde::{Deserialize, Serialize};
@@ -250,10 +250,12 @@ pub struct TopologyLink {
 /// What a session carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SessionKind {
-    /// Any packet from this inside address.
+    /// Any packet from this inside address, or these two.
     Tunnel {
         /// Source address of the inner packets.
         inside: Ipv4Addr,
+        /// The same of IPv6; none: the session carries no IPv6.
+        inside6: Option<Ipv6Addr>,
     },
     /// Packets of one flow.
     Flow {
@@ -311,6 +313,8 @@ pub struct Opened {
     pub key: HopKey,
     /// Where the exit sends from.
     pub exit_address: Ipv4Addr,
+    /// The same of IPv6, where it sends that.
+    pub exit_address6: Option<Ipv6Addr>,
     /// By path number: open, or why not. At least one is open.
     pub paths: Vec<Option<Failure>>,
 }
@@ -347,6 +351,8 @@ pub struct SetUp {
     pub key: HopKey,
     /// Where the exit sends from.
     pub exit_address: Ipv4Addr,
+    /// The same of IPv6, where it sends that.
+    pub exit_address6: Option<Ipv6Addr>,
     /// The answering node's boot epoch.
     pub boot_epoch: u64,
 }

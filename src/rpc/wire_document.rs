@@ -85,7 +85,7 @@ fn control_messages_are_as_documented() {
         token: "t".into(),
         entry: "in".into(),
         session: [0xaa; 16],
-        kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2) },
+        kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
         mtu: 1400,
         path: 1,
         route: vec!["out".into()],
@@ -97,6 +97,7 @@ fn control_messages_are_as_documented() {
         downstream: end(2, 6),
         key: KEY,
         exit_address: Ipv4Addr::new(192, 0, 2, 2),
+        exit_address6: None,
         boot_epoch: 2,
     });
     assert_example("set-up", &encode(&set_up).unwrap());

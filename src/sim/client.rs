@@ -1,12 +1,13 @@
 //! A client: opens a session, keeps it alive, wraps and unwraps packets. Its data plane is that of the real client.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use super::packets;
 use crate::{
     Nanos,
     client::{
         drops::{Drops, Reason},
+        inside::Inside,
         session::{Due, Received, Session},
     },
     rpc::messages::{Failure, Open, Opened, Response},
@@ -17,7 +18,7 @@ use crate::{
 pub(super) struct Client {
     /// Where it sends from.
     pub(super) address: SocketAddrV4,
-    pub(super) inside: Ipv4Addr,
+    pub(super) inside: Inside,
     /// The Open that is under way or was answered.
     pub(super) open: Option<Open>,
     pub(super) opened: Option<Result<Opened, Failure>>,
@@ -29,7 +30,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(address: SocketAddrV4, inside: Ipv4Addr) -> Self {
+    pub(super) fn new(address: SocketAddrV4, inside: Inside) -> Self {
         Self {
             address,
             inside,

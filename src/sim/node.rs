@@ -16,6 +16,7 @@ use crate::{
     dataplane::{
         command::{Command, Event},
         driver::memory::MemoryDriver,
+        exit_policy::ExitPolicy,
         forwarding::{Identity, Interface},
         handoff,
         nat::NatConfig,
@@ -100,8 +101,7 @@ impl Node {
                 Knowledge::Right => Some(nic.clone()),
                 Knowledge::Wrong => Some(self::nic(workers, !seed)),
             }],
-            deny: vec!["10.0.0.0/8".parse().expect("a prefix")],
-            allow: Vec::new(),
+            policy: ExitPolicy { deny: vec!["10.0.0.0/8".parse().expect("a prefix")], ..ExitPolicy::default() },
             gateway: None,
             boot_epoch: seed ^ u64::from(address.to_bits()),
             seed: key,

@@ -16,6 +16,7 @@ use crate::{
         command::{Command, Event, PuntCause},
         conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
         driver::memory::MemoryDriver,
+        exit_policy::ExitPolicy,
         forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Route},
         gateway::{Gateway, Realm},
         graph::NODES,
@@ -219,8 +220,7 @@ fn tables(worker: usize) -> Vec<Command> {
         ]),
         adjacencies: [adjacency(2), adjacency(3), adjacency(254), host].to_vec(),
         peers: vec![peer(PEER, true), peer(OTHER_PEER, false)],
-        deny: vec!["10.0.0.0/8".parse().unwrap()],
-        allow: Vec::new(),
+        policy: ExitPolicy { deny: vec!["10.0.0.0/8".parse().unwrap()], ..ExitPolicy::default() },
         gateway: Some(Gateway {
             realms: vec![Realm::Outside, Realm::Neither, Realm::Inside],
             exempt: vec!["192.0.2.0/24".parse().unwrap()],
@@ -229,7 +229,10 @@ fn tables(worker: usize) -> Vec<Command> {
         ..Forwarding::default()
     };
     noise6::route(&mut forwarding, HOSTS_INTERFACE);
-    let fan = |fan, binding| Command::InitFan { fan, init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400 } };
+    let fan = |fan, binding| Command::InitFan {
+        fan,
+        init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400, ..FanInit::NONE },
+    };
     let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some((link(to, 9), SourcePorts::default())) };
     let slot = |slot, role, fan, up| Command::SetSlot {
         slot,

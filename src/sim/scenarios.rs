@@ -47,7 +47,7 @@ fn connect(world: &mut World, client: usize) {
 }
 
 fn inside(world: &mut World, client: usize) -> SocketAddrV4 {
-    SocketAddrV4::new(world.client(client).inside, 1_000)
+    SocketAddrV4::new(world.client(client).inside.ip4, 1_000)
 }
 
 /// The client sends these payloads to the server's UDP port, one each `interval`.
@@ -207,7 +207,7 @@ fn two_clients_with_the_same_inside_address_and_port_do_not_cross() {
     let mut world = World::new(6, &NODES);
     let clients = [world.add_client(2), world.add_client(3)];
     for client in clients {
-        world.client(client).inside = Ipv4Addr::new(100, 64, 0, 7);
+        world.client(client).inside = Ipv4Addr::new(100, 64, 0, 7).into();
         connect(&mut world, client);
     }
     for number in 0..200 {

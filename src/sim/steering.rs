@@ -40,7 +40,7 @@ fn converse(world: &mut World, clients: &[usize]) {
     for _ in 0..10 {
         for &client in clients {
             for flow in 0..FLOWS {
-                let source = SocketAddrV4::new(world.client(client).inside, 1_000 + flow);
+                let source = SocketAddrV4::new(world.client(client).inside.ip4, 1_000 + flow);
                 world.send(client, &packets::udp(source, server, &flow.to_be_bytes()));
                 world.send(client, &packets::tcp(source, server, tcp::SYN));
             }
@@ -101,7 +101,7 @@ fn nothing_is_left_of_sessions_whose_ports_were_chosen() {
 fn answers_to_pings_arrive_all_the_same() {
     let (mut world, clients) = connected(Knowledge::Right, 131);
     for &client in &clients {
-        let source = world.client(client).inside;
+        let source = world.client(client).inside.ip4;
         for identifier in 0..FLOWS {
             world.send(client, &packets::echo(icmp::ECHO_REQUEST, source, SERVER, identifier, b"ping"));
         }

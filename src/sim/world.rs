@@ -193,7 +193,7 @@ impl World {
     /// A client with this number's addresses; returns the host's number.
     pub(super) fn add_client(&mut self, number: u8) -> usize {
         let address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 1, number), 5_000 + u16::from(number));
-        self.add(Host::Client(Box::new(Client::new(address, Ipv4Addr::new(100, 64, 0, number)))))
+        self.add(Host::Client(Box::new(Client::new(address, Ipv4Addr::new(100, 64, 0, number).into()))))
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Node> {
@@ -264,7 +264,7 @@ impl World {
         let token = token::issue(&claims, &self.key);
         let session = std::array::from_fn(|_| self.random.next() as u8);
         let host = self.client(client);
-        let kind = SessionKind::Tunnel { inside: host.inside };
+        let kind = SessionKind::Tunnel { inside: host.inside.ip4, inside6: host.inside.ip6 };
         let paths = paths.iter().map(|path| path.split('-').map(NodeName::from).collect()).collect();
         host.open = Some(Open { token, session, kind, mtu: 1400, paths });
         self.ask_to_open(client);

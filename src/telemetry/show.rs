@@ -298,6 +298,9 @@ pub struct ClientSession {
     pub kind: String,
     /// Source of the inner packets.
     pub source: String,
+    /// The same of IPv6, for a tunnel that carries it.
+    #[serde(default)]
+    pub source6: Option<String>,
     /// Their destination, for a flow.
     pub server: Option<String>,
     /// `opening`, `waiting` or `ready`.
@@ -308,6 +311,9 @@ pub struct ClientSession {
     pub exit: Option<String>,
     /// Where the exit sends from.
     pub exit_address: Option<String>,
+    /// The same of IPv6, where it sends that.
+    #[serde(default)]
+    pub exit_address6: Option<String>,
     /// Paths that are open.
     pub paths: usize,
     /// Seconds since it was opened.
@@ -621,16 +627,20 @@ fn client_sessions(sessions: &[ClientSession]) -> String {
         ">heard",
     ]);
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let both = |address: &str, address6: &Option<String>| match address6 {
+        Some(address6) => format!("{address} {address6}"),
+        None => address.to_owned(),
+    };
     for session in sessions {
         table.row([
             session.session.as_deref().map_or("-", |number| number.get(..8).unwrap_or(number)).to_owned(),
             session.kind.clone(),
-            session.source.clone(),
+            both(&session.source, &session.source6),
             text(&session.server),
             session.state.clone(),
             text(&session.entry),
             text(&session.exit),
-            text(&session.exit_address),
+            both(&text(&session.exit_address), &session.exit_address6),
             session.paths.to_string(),
             table::uptime(Duration::from_secs(session.age_s)),
             session.heard_ms.map_or_else(|| "-".to_owned(), |ms| table::nanoseconds(ms * crate::MILLISECOND)),

@@ -21,6 +21,9 @@ pub const DESTINATION: usize = 24;
 /// Next header of ICMPv6.
 pub const ICMP: u8 = 58;
 
+/// The smallest MTU that a link may have (section 5).
+pub const MTU_MIN: u16 = 1280;
+
 /// Bytes of a fragment header.
 pub const FRAGMENT_HEADER_BYTES: usize = 8;
 

@@ -83,7 +83,7 @@ impl std::fmt::Display for IcmpError {
 
 /// Reads a packet that came down a flow's session; `source` is our end of the flow.
 pub fn unwrap(packet: &[u8], protocol: u8, source: SocketAddrV4, server: SocketAddrV4) -> Result<Inner<'_>, Reason> {
-    let header = ip4::parse(packet).map_err(|_| Reason::NotIp4)?;
+    let header = ip4::parse(packet).map_err(|_| Reason::NotIp)?;
     if header.is_fragment() || header.destination != *source.ip() {
         return Err(Reason::NotFlow);
     }
@@ -216,7 +216,7 @@ pub(super) mod tests {
         let mut damaged = datagram(SERVER, SOURCE, b"x");
         damaged[28] ^= 1;
         assert_eq!(read(&damaged), Err(Reason::NotFlow));
-        assert_eq!(read(&damaged[..20]), Err(Reason::NotIp4));
+        assert_eq!(read(&damaged[..20]), Err(Reason::NotIp));
         let good = datagram(SERVER, SOURCE, b"x");
         assert_eq!(read(&good), Ok(Inner::Payload(b"x")));
         assert_eq!(unwrap(&good, ip4::TCP, SOURCE, SERVER), Err(Reason::NotFlow));

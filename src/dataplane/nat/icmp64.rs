@@ -6,8 +6,7 @@ use crate::wire::{icmp, icmp6, ip4, ip6};
 /// What IPv6's header is longer than IPv4's by.
 pub(in crate::dataplane) const GROWTH: u16 = (ip6::HEADER_BYTES - ip4::HEADER_BYTES) as u16;
 
-/// The smallest MTU that a link of IPv6 may have (RFC 8200 section 5).
-pub(in crate::dataplane) const MTU_MIN: u16 = 1280;
+pub(in crate::dataplane) use ip6::MTU_MIN;
 
 /// The first eight bytes of a message, the checksum apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 //! The client's packet at its exit: the first copy is unwrapped, the others end here.
 //!
-//! Path: relay_input -> here -> nat_in2out | sv_reassembly (a fragment) | exit_down (a keep-alive's answer) | drop.
+//! Path: relay_input -> here -> nat_in2out | nat6_in2out | sv_reassembly (a fragment of IPv4) | exit_down (a keep-alive's
+//! answer) | drop.
 //! Reads: slot, path, kind, sequence. Writes: offset, length, l3, l4, kind, from_inside; the fan's window.
 
 use super::prelude::*;
@@ -9,7 +10,7 @@ use crate::{
     wire::{ip4, read_u16, relay},
 };
 
-node!(ExitUp, "exit_up", [NatIn2out, ExitDown, SvReassembly], exit_up);
+node!(ExitUp, "exit_up", [NatIn2out, Nat6In2out, ExitDown, SvReassembly], exit_up);
 
 fn exit_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
@@ -26,10 +27,15 @@ fn exit_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     }
     outer::pop(packet);
     packet.from_inside = true;
-    Verdict::Next(if is_fragment(packet.ip(frames)) { NodeId::SvReassembly } else { NodeId::NatIn2out })
+    // Nothing of the inner packet is checked yet: whoever comes next does.
+    let inner = packet.ip(frames);
+    Verdict::Next(match inner.first() {
+        Some(first) if first >> 4 == 6 => NodeId::Nat6In2out,
+        _ if is_fragment(inner) => NodeId::SvReassembly,
+        _ => NodeId::NatIn2out,
+    })
 }
 
-/// Nothing of the inner packet is checked yet: whoever comes next does.
 fn is_fragment(inner: &[u8]) -> bool {
     inner.len() >= ip4::HEADER_BYTES && read_u16(inner, ip4::FRAGMENT) & ip4::FRAGMENT_MASK != 0
 }

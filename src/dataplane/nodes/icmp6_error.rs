@@ -6,6 +6,8 @@
 //! Sent only within the budget that ICMP of IPv4 has, too, and never about an error, a fragment's tail, a packet to many,
 //! or one from an address that is nobody's (RFC 4443 section 2.4 (e)).
 
+use std::net::Ipv6Addr;
+
 use super::prelude::*;
 use crate::dataplane::nat::{icmp64::MTU_MIN, rewrite6::seal_icmp};
 use crate::{
@@ -19,6 +21,9 @@ node!(Icmp6Error, "icmp6_error", [ExitDown, Ip6Output], icmp6_error);
 const HEADERS: usize = ip6::HEADER_BYTES + icmp::HEADER_BYTES;
 
 const HOP_LIMIT: u8 = 64;
+
+/// This node on the link that a client's TUN device is one end of.
+const CLIENTS_ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Has this node tell the sender.
 pub(super) fn tell(context: &mut Context, slot: usize, kind: u8, code: u8, mtu: u16) -> Verdict {
@@ -39,10 +44,12 @@ fn icmp6_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     if is_error || is_nobody || header.destination.is_multicast() || header.is_tail() || context.icmp_budget == 0 {
         return Verdict::Drop(Reason::ErrorUnanswered);
     }
-    // Its sender knows us as the router on its link; a server, or a client of the overlay, by the outside address.
+    // Its sender knows us as the router on its link; a server, or a client of the overlay, by the outside address. To a
+    // client whose exit has none we are the router on its link.
     let gateway = context.routes.forwarding().gateway.as_ref().filter(|_| !packet.from_inside);
     let router = gateway.and_then(|gateway| gateway.router6(packet.interface));
-    let Some(from) = router.or_else(|| context.bindings.outside().first6()) else {
+    let ours = router.or_else(|| context.bindings.outside().first6());
+    let Some(from) = ours.or_else(|| packet.from_inside.then_some(CLIENTS_ROUTER)) else {
         return Verdict::Drop(Reason::ErrorUnanswered);
     };
     context.icmp_budget -= 1;

@@ -3,7 +3,8 @@
 //! Path: ethernet_input -> here -> gateway6_input | nat6_out2in | drop.
 //! Reads: l3. Writes: l4, protocol, length (Ethernet padding is cut off).
 //!
-//! The overlay speaks IPv4, so what comes to an address of ours is an answer to a host of the gateway.
+//! Nodes speak IPv4 with each other, so what comes to an address of ours is an answer to a host of the gateway, or to a
+//! client.
 
 use super::prelude::*;
 use crate::{
@@ -20,7 +21,7 @@ fn ip6_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         Err(reason) => return Verdict::Drop(reason),
     };
     match context.routes.realm(context.packets[slot].interface) {
-        Realm::Outside if context.is_ours6(header.destination) => Verdict::Next(NodeId::Nat6Out2in),
+        Realm::Outside | Realm::Neither if context.is_ours6(header.destination) => Verdict::Next(NodeId::Nat6Out2in),
         Realm::Inside | Realm::Outside => Verdict::Next(NodeId::Gateway6Input),
         Realm::Neither => Verdict::Drop(Reason::NotOurs),
     }

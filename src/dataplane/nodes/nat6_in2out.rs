@@ -1,10 +1,11 @@
-//! Source NAT of IPv6: from a packet of a host of the gateway to one that the server can answer. To an address of the NAT64
-//! prefix it becomes a packet of IPv4 (RFC 6146), to any other it gets another address and port (NAPT66).
+//! Source NAT of IPv6: from a packet of a session's client, or of a host of the gateway, to one that the server can answer. To
+//! an address of the NAT64 prefix it becomes a packet of IPv4 (RFC 6146), to any other it gets another address and port
+//! (NAPT66).
 //!
-//! Path: gateway6_input -> here -> ip6_output | nat6_out2in (hairpin) | icmp6_error | punt (no binding yet) | drop;
+//! Path: exit_up | gateway6_input -> here -> ip6_output | nat6_out2in (hairpin) | icmp6_error | punt (no binding yet) | drop;
 //! of NAT64 ip_output | fragment | nat_out2in (hairpin).
-//! Reads: l3, slot. Writes: l3, l4, offset, length, protocol, destination; the binding's stamp. The packet is at the worker
-//! that owns the host ([`Identity::owner_of_host6`]).
+//! Reads: l3, slot, from_inside. Writes: l3, l4, offset, length, protocol, destination; the binding's stamp. What comes from the
+//! gateway is at the worker that owns the host ([`Identity::owner_of_host6`]).
 //!
 //! Which binding, which life it has and what may use it is the same for both translations and for IPv4; only the bytes
 //! that are written differ. Nothing of the packet is changed before everything is decided.
@@ -13,12 +14,18 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{fragment, icmp6_error::tell, ip6_input, nat_in2out::reason_of, prelude::*};
+use super::{
+    fragment,
+    icmp6_error::tell,
+    ip6_input,
+    nat_in2out::{SMTP, reason_of, terms},
+    prelude::*,
+};
 use crate::{
     dataplane::{
         command::{Flow6, PuntCause},
         nat::{
-            Binding, BindingKey, Endpoint, Translation,
+            Binding, BindingKey, Endpoint, Owner, Translation,
             connections::Origin,
             icmp64::{GROWTH, Mtus},
             nat64::{self, ErrorToIp4, Place, Rewrite},
@@ -80,6 +87,11 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         Err(reason) => return Verdict::Drop(reason),
     };
     let packet = context.packets[slot];
+    let owner = packet.owner();
+    let init = terms(context, owner);
+    if owner != Owner::INSIDE && (header.source != init.inside6 || header.source.is_unspecified()) {
+        return Verdict::Drop(Reason::NotInside);
+    }
     if header.is_fragment() {
         return Verdict::Drop(Reason::Fragment);
     }
@@ -89,14 +101,21 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     {
         return Verdict::Drop(Reason::Denied);
     }
-    if header.hop_limit <= 1 {
-        return tell(context, slot, icmp6::TIME_EXCEEDED, 0, 0);
-    }
     let is_hairpin = match destination {
         Destination::Ip6(address) => context.is_ours6(address),
         Destination::Ip4(address) => context.is_ours(address),
     };
-    let mtu = mtu_towards(context, destination);
+    let (mtu, is_exit_allowed) = way_towards(context, destination);
+    if owner != Owner::INSIDE && !is_hairpin && !is_exit_allowed {
+        return Verdict::Drop(Reason::Denied);
+    }
+    if header.hop_limit <= 1 {
+        return tell(context, slot, icmp6::TIME_EXCEEDED, 0, 0);
+    }
+    let is_untranslatable = context.bindings.outside().first6().is_none();
+    if matches!(destination, Destination::Ip6(_)) && !is_hairpin && (mtu == 0 || is_untranslatable) {
+        return tell(context, slot, icmp6::UNREACHABLE, icmp6::CODE_NO_ROUTE, 0);
+    }
     if !is_hairpin && mtu != 0 && packet.ip_length() > largest(destination, mtu, &header) {
         let told = if destination.translation() == Translation::Nat64 { mtu.saturating_add(GROWTH) } else { mtu };
         return tell(context, slot, icmp6::PACKET_TOO_BIG, 0, told);
@@ -119,13 +138,16 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     };
     let protocol = table_protocol(header.protocol);
     let remote = (destination.token(context), to);
+    if owner != Owner::INSIDE && protocol == ip4::TCP && to == SMTP {
+        return Verdict::Drop(Reason::Denied);
+    }
     // Who pings our address means us, and we do not answer here; nobody else can be meant.
     if is_hairpin && (protocol == ip4::ICMP || context.owner_of(protocol, remote).is_none()) {
         return Verdict::Drop(Reason::Denied);
     }
     let remote = remote_end(protocol, remote);
 
-    let (owner, translation) = (packet.owner(), destination.translation());
+    let translation = destination.translation();
     let flow = Flow6 { owner, translation, protocol, address: header.source, port: source, remote };
     let flags = segment.map_or(0, |segment| segment.flags);
     let (index, binding) = match find(context, &flow) {
@@ -152,6 +174,9 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
             let ip = packet.ip(frames);
             ip[ip6::HOP_LIMIT] = hop_limit;
             nat6::translate(ip, header.header_length, header.protocol, Side::Source, (outside, binding.outside_port));
+            if segment.is_some() {
+                tcp::clamp_mss(&mut ip[header.header_length..], largest_segment6(init.mtu));
+            }
         }
         Destination::Ip4(address) => {
             let to = Rewrite {
@@ -168,7 +193,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
             place.apply(packet);
             packet.protocol = protocol;
             if protocol == ip4::TCP {
-                let inside = context.routes.lookup6(header.source).mtu;
+                let inside = context.mtu_to_host6(&binding, header.source);
                 tcp::clamp_mss(&mut frame[place.l4..place.end], largest_segment64(Mtus { ip4: mtu, ip6: inside }));
             }
         }
@@ -185,11 +210,18 @@ fn is_nowhere(context: &Context, address: Ipv4Addr) -> bool {
     is_no_host || token::is_reserved(address) || (is_private && context.nat64 == Some(super::nat64_out2in::WELL_KNOWN))
 }
 
-/// MTU of the way ahead, in the family that the packet leaves in; zero where there is no way.
-fn mtu_towards(context: &mut Context, destination: Destination) -> u16 {
+/// MTU of the way ahead, in the family that the packet leaves in; zero where there is no way. And whether an exit may send
+/// there.
+fn way_towards(context: &mut Context, destination: Destination) -> (u16, bool) {
     match destination {
-        Destination::Ip6(address) => context.routes.lookup6(address).mtu,
-        Destination::Ip4(address) => context.routes.lookup(address).mtu,
+        Destination::Ip6(address) => {
+            let route = context.routes.lookup6(address);
+            (route.mtu, route.is_exit_allowed)
+        }
+        Destination::Ip4(address) => {
+            let route = context.routes.lookup(address);
+            (route.mtu, route.is_exit_allowed)
+        }
     }
 }
 
@@ -202,6 +234,11 @@ fn largest(destination: Destination, mtu: u16, header: &ip6::Header) -> usize {
             usize::from(mtu).max(nat64::MAY_BE_FRAGMENTED_MAX) + longer
         }
     }
+}
+
+/// The largest TCP segment that fits a packet of `mtu` bytes.
+pub(super) fn largest_segment6(mtu: u16) -> u16 {
+    mtu.saturating_sub((ip6::HEADER_BYTES + tcp::HEADER_BYTES) as u16)
 }
 
 /// The largest TCP segment that fits both sides of NAT64.
@@ -264,7 +301,7 @@ fn icmp_error_from_inside(
     let Some((_, binding)) = find(context, &Flow6 { owner, translation, protocol, address, port, remote }) else {
         return Verdict::Drop(Reason::NoMapping);
     };
-    let mtu = mtu_towards(context, destination);
+    let (mtu, _) = way_towards(context, destination);
     let is_hairpin = match (destination, server) {
         (Destination::Ip6(to), Destination::Ip6(_)) => {
             let is_hairpin = context.is_ours6(to);
@@ -279,7 +316,7 @@ fn icmp_error_from_inside(
         }
         (Destination::Ip4(to), Destination::Ip4(remote)) => {
             let is_hairpin = context.is_ours(to);
-            let mtus = Mtus { ip4: mtu, ip6: context.routes.lookup6(header.source).mtu };
+            let mtus = Mtus { ip4: mtu, ip6: context.mtu_to_host6(&binding, header.source) };
             let error = ErrorToIp4 {
                 outside: binding.outside(),
                 destination: to,

@@ -1,4 +1,4 @@
-//! NAPT66 in the other direction: a server's packet finds the gateway's host by address and port.
+//! NAPT66 in the other direction: a server's packet finds its session, or the gateway's host, by address and port.
 //!
 //! Path: ip6_input | nat6_in2out (hairpin) -> here -> ip6_output | exit_down | icmp6_error | handoff | drop.
 //! Reads: l3, l4, protocol. Writes: slot, kind.
@@ -6,7 +6,11 @@
 //! As for IPv4 a port belongs to a worker by its number, and packets from outside keep nothing alive but what TCP says.
 
 use super::{
-    icmp6_error::tell, nat_in2out::reason_of, nat_out2in::hold_or_drop, nat6_in2out::check_transport, prelude::*,
+    icmp6_error::tell,
+    nat_in2out::reason_of,
+    nat_out2in::hold_or_drop,
+    nat6_in2out::{check_transport, largest_segment6},
+    prelude::*,
 };
 use crate::{
     dataplane::nat::{
@@ -100,6 +104,9 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         }
         None => {
             nat6::translate(ip, header.header_length, header.protocol, Side::Destination, inside);
+            if segment.is_some() && binding.owner.slot().is_some() {
+                tcp::clamp_mss(&mut ip[header.header_length..], largest_segment6(mtu));
+            }
             context.account(index, Origin::Outside, remote, segment.as_ref(), header.total_length);
         }
     }

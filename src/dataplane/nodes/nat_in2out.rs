@@ -48,7 +48,7 @@ pub(in crate::dataplane) const NODE: Node = Node {
 };
 
 /// Mail is not sent through a relay (the usual policy against spam).
-const SMTP: u16 = 25;
+pub(super) const SMTP: u16 = 25;
 
 fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let header = match ip4_input::check(&mut context.packets[slot], frames) {
@@ -162,7 +162,7 @@ fn pass_router(ip: &mut [u8], is_hairpin: bool) {
 pub(super) fn terms(context: &Context, owner: Owner) -> FanInit {
     match owner.slot() {
         Some(slot) => context.fans[context.slots[slot as usize].fan as usize].init,
-        None => FanInit { inside: Ipv4Addr::UNSPECIFIED, binding: NO_BINDING, mtu: u16::MAX },
+        None => FanInit { mtu: u16::MAX, ..FanInit::NONE },
     }
 }
 

@@ -87,15 +87,8 @@ impl GatewayConfig {
             inside,
             outside,
             addresses,
-            addresses6: read_addresses6(file, &table.addresses6, own)?,
-            nat64: match &table.nat64_prefix {
-                Some(prefix) => Some(file.parse_field(
-                    "gateway.nat64_prefix",
-                    prefix,
-                    "a prefix of 32, 40, 48, 56, 64 or 96 bits, like 64:ff9b::/96",
-                )?),
-                None => None,
-            },
+            addresses6: read_addresses6(file, "gateway.addresses6", &table.addresses6, own)?,
+            nat64: read_nat64(file, "gateway.nat64_prefix", table.nat64_prefix.as_ref())?,
             exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?,
             exempt6: read_prefixes(file, "gateway.exempt6", &table.exempt6)?,
             mappings,
@@ -168,15 +161,16 @@ fn read_addresses(file: &ConfigFile, table: &Table, own: OutsideAddress) -> Resu
 }
 
 /// The machine's own addresses, so their ports are those that the kernel keeps away from: `own`'s.
-fn read_addresses6(
+pub(super) fn read_addresses6(
     file: &ConfigFile,
+    field: &str,
     names: &[Spanned<String>],
     own: OutsideAddress,
 ) -> Result<Vec<OutsideAddress6>, ConfigError> {
     let mut addresses: Vec<OutsideAddress6> = Vec::new();
     for name in names {
-        let address: Ipv6Addr = file.parse_field("gateway.addresses6", name, "an IPv6 address, like 2001:db8::1")?;
-        let refuse = |why: &str| Err(file.error("gateway.addresses6", name.span(), format!("{address} {why}")));
+        let address: Ipv6Addr = file.parse_field(field, name, "an IPv6 address, like 2001:db8::1")?;
+        let refuse = |why: &str| Err(file.error(field, name.span(), format!("{address} {why}")));
         if address.is_unspecified()
             || address.is_multicast()
             || address.is_loopback()
@@ -194,6 +188,15 @@ fn read_addresses6(
         addresses.push(OutsideAddress6 { address, first: own.first, last: own.last });
     }
     Ok(addresses)
+}
+
+pub(super) fn read_nat64(
+    file: &ConfigFile,
+    field: &str,
+    prefix: Option<&Spanned<String>>,
+) -> Result<Option<Prefix64>, ConfigError> {
+    let what = "a prefix of 32, 40, 48, 56, 64 or 96 bits, like 64:ff9b::/96";
+    prefix.map(|prefix| file.parse_field(field, prefix, what)).transpose()
 }
 
 fn read_mappings(

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::GatewayConfig;
+use super::{ExitConfig, GatewayConfig};
 use crate::{
     SECOND,
     config_file::{ConfigError, ConfigFile},
@@ -58,6 +58,7 @@ pub(super) fn read(
     table: &Table,
     own: OutsideAddress,
     gateway: Option<&GatewayConfig>,
+    exit: &ExitConfig,
 ) -> Result<NatConfig, ConfigError> {
     let default = match gateway {
         Some(gateway) => NatConfig {
@@ -65,7 +66,7 @@ pub(super) fn read(
             nat64: gateway.nat64,
             ..NatConfig::new(own).with_gateway(&gateway.addresses)
         },
-        None => NatConfig::new(own),
+        None => NatConfig { addresses6: exit.addresses6.clone(), nat64: exit.nat64, ..NatConfig::new(own) },
     };
     let is_endpoint_dependent = table.mapping == Mapping::EndpointDependent;
     let port_block = match &table.port_block {

@@ -24,6 +24,7 @@ use crate::{
     dataplane::{
         command::{Command, Event},
         driver::memory::MemoryDriver,
+        exit_policy::ExitPolicy,
         forwarding::{Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
         handoff,
@@ -133,8 +134,7 @@ impl Nat {
             nat: nat.clone(),
             interfaces,
             rss: vec![None],
-            deny: Vec::new(),
-            allow: Vec::new(),
+            policy: ExitPolicy::default(),
             gateway: Some(gateway),
             boot_epoch: 1,
             seed: [7; 32],
