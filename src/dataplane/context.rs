@@ -17,7 +17,7 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
-    nat::{Binding, Bindings, Endpoint, Hosts6, Prefix64, held_syns::HeldSyns},
+    nat::{Binding, Bindings, Endpoint, Hosts6, Prefix64, established::Established, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -53,6 +53,8 @@ pub struct Context {
     pub fans: HugeArray<Fan>,
     /// NAT bindings.
     pub bindings: Bindings,
+    /// What the NAT did with the flows that it knows.
+    pub(super) established: Established,
     /// Inside hosts of IPv6.
     pub hosts6: Hosts6,
     /// Where the IPv4 internet is for them.

@@ -15,6 +15,8 @@
 //!      (icmp_error, fragment, handoff and punt: from the side;                          ip_output -> tx
 //!       fragments enter the NAT through sv_reassembly)
 //!
+//!  A packet of a flow that the NAT knows goes from ethernet_input to ip_output or exit_down (`nat/established.rs`).
+//!
 //!  IPv6: ethernet_input -> ip6_input -+-> gateway6_input -> nat6_in2out -> ip6_output | ip_output (NAT64)
 //!                                     +-> nat6_out2in -> ip6_output;    nat_out2in -> ip6_output (NAT64)
 //! ```

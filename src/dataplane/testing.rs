@@ -251,9 +251,19 @@ impl Bench {
         });
     }
 
+    /// The session of [`Bench::exit`] is set up anew: its client is `inside` and takes packets of `mtu` bytes.
+    pub(crate) fn tell_terms(&mut self, inside: Ipv4Addr, mtu: u16) {
+        let init = FanInit { inside, binding: NO_BINDING, mtu, ..FanInit::NONE };
+        self.fan_of(1, 1, init, UPSTREAM, UP_KEY);
+    }
+
     fn fan(&mut self, fan: u32, paths: u8, binding: u32, address: Ipv4Addr, key: relay::HopKey) {
         let inside6 = if binding == NO_BINDING { testing6::INSIDE6 } else { FanInit::NONE.inside6 };
-        self.tell(Command::InitFan { fan, init: FanInit { inside: INSIDE, inside6, binding, mtu: INSIDE_MTU } });
+        self.fan_of(fan, paths, FanInit { inside: INSIDE, inside6, binding, mtu: INSIDE_MTU }, address, key);
+    }
+
+    fn fan_of(&mut self, fan: u32, paths: u8, init: FanInit, address: Ipv4Addr, key: relay::HopKey) {
+        self.tell(Command::InitFan { fan, init });
         for path in 0..paths {
             let link = link(address, DATA_PORT, 20 + u32::from(path), key);
             self.tell(Command::SetFanLink { fan, path, link: Some((link, SourcePorts::default())) });

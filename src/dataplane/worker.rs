@@ -19,7 +19,7 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
-    nat::{Bindings, Hosts6, NatConfig, held_syns::HeldSyns, token},
+    nat::{Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns, token},
     nodes::{
         icmp_error::{self, ERRORS_A_TICK},
         probe,
@@ -67,6 +67,7 @@ pub fn huge_pages(slots: u32, fans: u32, bindings: u32, nat: &NatConfig) -> usiz
     huge_pages_for(slots as usize * size_of::<Slot>())
         + huge_pages_for(fans as usize * size_of::<Fan>())
         + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).count())
+        + FlowCache::huge_pages(bindings)
         + Hosts6::huge_pages(hosts6(bindings, nat))
         + [slots, bindings].map(|stamps| huge_pages_for(stamps as usize * size_of::<Stamp>())).iter().sum::<usize>()
         + huge_pages_for(bindings as usize)
@@ -142,6 +143,7 @@ impl<D: Driver> Worker<D> {
                 config.nat.outside(config.identity.workers),
                 config.hash_key,
             ),
+            established: Established::new(FlowCache::new(config.bindings, config.hash_key)),
             hosts6: Hosts6::new(hosts6(config.bindings, &config.nat), config.hash_key),
             nat64: config.nat.nat64,
             is_endpoint_dependent: config.nat.is_endpoint_dependent,
@@ -184,8 +186,12 @@ impl<D: Driver> Worker<D> {
 
     /// The memory of each of its tables.
     pub fn memory(&self) -> impl Iterator<Item = Memory> {
-        let Context { slots, fans, bindings, hosts6, published, .. } = &self.context;
-        let tables = [slots.memory(), fans.memory()].into_iter().chain(bindings.memory()).chain(hosts6.memory());
+        let Context { slots, fans, bindings, established, hosts6, published, .. } = &self.context;
+        let tables = [slots.memory(), fans.memory()]
+            .into_iter()
+            .chain(bindings.memory())
+            .chain(established.flows.memory())
+            .chain(hosts6.memory());
         tables.chain(published.memory())
     }
 
@@ -272,6 +278,7 @@ impl<D: Driver> Worker<D> {
             }
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
             Command::SetBinding { index, binding } => {
+                self.context.established.flows.binding_changed(index, self.context.tick);
                 if self.context.bindings.insert(index, &binding) {
                     let class = self.context.bindings.get(index).map_or(0, |binding| binding.class() as u8);
                     self.context.published.classes[index as usize].store(class, Relaxed);
@@ -284,6 +291,7 @@ impl<D: Driver> Worker<D> {
                 let stamp = self.context.published.bindings.get(index as usize);
                 let is_kept = idle_since.is_some_and(|then| stamp.is_some_and(|s| s.last_seen.load(Relaxed) != then));
                 if !is_kept {
+                    self.context.established.flows.binding_changed(index, self.context.tick);
                     self.context.bindings.remove(index);
                 }
                 self.show_used();
@@ -308,6 +316,7 @@ impl<D: Driver> Worker<D> {
                 }
             }
             Command::SetForwarding(forwarding) => {
+                self.context.established.flows.snapshot_changed(self.context.tick);
                 let retired = self.context.routes.replace(forwarding);
                 self.tell(Event::ForwardingRetired(retired));
             }

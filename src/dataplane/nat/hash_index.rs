@@ -21,6 +21,9 @@ pub(super) struct HashIndex {
 }
 
 impl HashIndex {
+    /// Memory that each index costs, at most.
+    pub(super) const BYTES_AN_INDEX: usize = 4 * size_of::<Place>();
+
     /// Room for `count` indices; at most half of the places are ever taken.
     pub(super) fn new(count: u32) -> Self {
         Self { places: HugeArray::new(places_for(count), &EMPTY) }

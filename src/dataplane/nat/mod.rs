@@ -4,6 +4,7 @@
 //! - [`binding`]: one mapping between an inside and an outside address and port, one cache line.
 //! - [`bindings`]: all of a worker's, found from inside and from outside. [`hash_index`] is the table they use.
 //! - `connections`: the TCP connections of a binding. [`class`]: how long an idle binding is kept.
+//! - `established`: the short way of packets whose flows are known. `flow_cache`: what is known of them.
 //! - `ahead`: asks for the memory of a batch before it is read.
 //! - `account`: what a packet means for its binding's life.
 //! - `peers`: whom a binding has sent to, for filtering. [`held_syns`]: those from outside that nothing lets in.
@@ -20,6 +21,8 @@ pub mod binding;
 pub mod bindings;
 pub mod class;
 pub(super) mod connections;
+pub(super) mod established;
+pub(super) mod flow_cache;
 mod hash_index;
 pub mod held_syns;
 pub mod hosts6;
@@ -42,10 +45,19 @@ pub use token::Translation;
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use self::{flow_cache::FlowCache, hash_index::HashIndex};
 use super::{
     forwarding::Identity,
     gateway::{OutsideAddress, OutsideAddress6},
+    published::Stamp,
 };
+
+/// Memory of a worker that each binding it has room for costs, at most: itself, its stamp and class, its places in the two
+/// tables of [`Bindings`], and its flows. Besides that each outside address costs 768 KiB, whoever has its ports.
+pub const BYTES_A_BINDING: usize =
+    size_of::<Binding>() + size_of::<Stamp>() + 1 + 2 * HashIndex::BYTES_AN_INDEX + FlowCache::BYTES_A_BINDING;
+
+const _: () = assert!(BYTES_A_BINDING == 341, "as docs/ARCHITECTURE.md says");
 
 /// How the NAT behaves; the same for workers and control core. [`NatConfig::new`] has what the RFCs ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]

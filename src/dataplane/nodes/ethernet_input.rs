@@ -1,18 +1,46 @@
-//! Looks at the EtherType.
+//! Looks at the EtherType; has the packets that most are take a short way.
 //!
-//! Path: rx -> here -> ip4_input | ip6_input | relay_input (a plain relay packet: [`express`]) | drop.
-//! Reads: offset, length. Writes: l3; on the express way what ip4_input writes, too.
+//! Path: rx -> here -> ip4_input | ip6_input | relay_input (a plain relay packet: [`express`]) | ip_output or exit_down (one
+//! of a flow that the NAT knows: [`established`]) | drop.
+//! Reads: offset, length. Writes: l3; on the short ways what the nodes write that are left out.
 
 use super::prelude::*;
-use crate::{dataplane::express, wire::ethernet};
+use crate::{
+    dataplane::{express, nat::established, packet::Bitmap},
+    wire::ethernet,
+};
 
-node!(EthernetInput, "ethernet_input", [RelayInput, Ip4Input, Ip6Input], ethernet_input);
+/// The node's entry in the graph.
+pub(in crate::dataplane) const NODE: Node = Node {
+    id: NodeId::EthernetInput,
+    name: "ethernet_input",
+    next: &[NodeId::RelayInput, NodeId::Ip4Input, NodeId::Ip6Input, NodeId::IpOutput, NodeId::ExitDown],
+    process: |context, frames, batch| {
+        let others = short_ways(context, frames, batch);
+        context.each(frames, others, NodeId::EthernetInput, ethernet_input);
+    },
+};
+
+/// Has packets go on that need not be asked much; returns the others.
+fn short_ways(context: &mut Context, frames: &mut Frames, batch: Bitmap) -> Bitmap {
+    let (mut relayed, mut others) = (Bitmap::default(), Bitmap::default());
+    let has_flows = !context.established.flows.is_unused();
+    batch.for_each(|slot| {
+        if express::is_relay_packet(&mut context.packets[slot], frames, &context.identity) {
+            relayed.insert(slot);
+        } else if !(has_flows && established::ask_off_the_wire(context, frames, slot)) {
+            others.insert(slot);
+        }
+    });
+    for (word, slots) in relayed.words() {
+        context.move_on(word, slots, NodeId::EthernetInput, NodeId::RelayInput);
+    }
+    others.insert_all(established::pass(context, frames, NodeId::EthernetInput));
+    others
+}
 
 fn ethernet_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
-    if express::is_relay_packet(packet, frames, &context.identity) {
-        return Verdict::Next(NodeId::RelayInput);
-    }
     packet.l3 = packet.offset + ethernet::HEADER_BYTES as u16;
     match ethernet::ether_type(packet.bytes(frames)) {
         Some(ethernet::TYPE_IP4) => Verdict::Next(NodeId::Ip4Input),

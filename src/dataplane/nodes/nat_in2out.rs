@@ -22,11 +22,13 @@ use crate::{
         nat::{
             Binding, BindingKey, Endpoint, Owner, ahead,
             connections::Origin,
+            established,
+            flow_cache::{Decision, Way},
             remote_end,
             rewrite::{self as nat, BadQuote, Side},
             token,
         },
-        packet::{Fragment, Packet},
+        packet::{Bitmap, Fragment, Packet},
         published::add,
     },
     wire::{
@@ -42,8 +44,15 @@ pub(in crate::dataplane) const NODE: Node = Node {
     name: "nat_in2out",
     next: &[NodeId::IpOutput, NodeId::NatOut2in, NodeId::IcmpError, NodeId::Fragment, NodeId::Punt],
     process: |context, frames, batch| {
-        ahead::from_inside(context, frames, batch);
-        context.each(frames, batch, NodeId::NatIn2out, nat_in2out);
+        let mut others = Bitmap::default();
+        batch.for_each(|slot| {
+            if !established::ask_out_of_the_overlay(context, frames, slot) {
+                others.insert(slot);
+            }
+        });
+        others.insert_all(established::pass(context, frames, NodeId::NatIn2out));
+        ahead::from_inside(context, frames, others);
+        context.each(frames, others, NodeId::NatIn2out, nat_in2out);
     },
 };
 
@@ -140,6 +149,10 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         tcp::clamp_mss(&mut ip[header_length..], largest_segment(init.mtu));
     }
     context.account(index, Origin::Inside, remote, segment.as_ref(), header.total_length);
+    if !is_hairpin && flags & tcp::SYN == 0 {
+        let decision = Decision { binding: index, way: Way::Out, end: binding.outside(), mtu: route.mtu };
+        established::note(context, &packet, &header, (source, destination), &decision);
+    }
     context.packets[slot].ports.0 = binding.outside_port;
     leave(&mut context.packets[slot], header.destination, is_hairpin, route.mtu)
 }
@@ -159,7 +172,7 @@ fn pass_router(ip: &mut [u8], is_hairpin: bool) {
 
 /// What a session was set up for; the gateway's hosts may send anything that the routes carry.
 #[inline]
-pub(super) fn terms(context: &Context, owner: Owner) -> FanInit {
+pub(in crate::dataplane) fn terms(context: &Context, owner: Owner) -> FanInit {
     match owner.slot() {
         Some(slot) => context.fans[context.slots[slot as usize].fan as usize].init,
         None => FanInit { mtu: u16::MAX, ..FanInit::NONE },

@@ -18,9 +18,12 @@ use super::{
 };
 use crate::{
     dataplane::{
+        gateway::Realm,
         nat::{
             Endpoint, Owner, ahead,
             connections::Origin,
+            established,
+            flow_cache::{Decision, Way},
             remote_end,
             rewrite::{self as nat, Quote, Side},
             token,
@@ -132,6 +135,16 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     match quote {
         Some(_) => context.published.bindings[index as usize].count(header.total_length),
         None => context.account(index, Origin::Outside, remote, segment.as_ref(), header.total_length),
+    }
+    // What comes from inside is hairpinned: on the wire it looked different.
+    let is_from_inside = context.routes.realm(packet.interface) == Realm::Inside;
+    if quote.is_none() && !is_from_inside && segment.as_ref().is_none_or(|segment| segment.flags & tcp::SYN == 0) {
+        let (way, mtu) = match binding.owner.slot() {
+            Some(_) => (Way::ToSession, u16::MAX),
+            None => (Way::ToHost, mtu),
+        };
+        let decision = Decision { binding: index, way, end: inside, mtu };
+        established::note(context, &packet, &header, (remote.1, port), &decision);
     }
     let packet = &mut context.packets[slot];
     match binding.owner.slot() {
