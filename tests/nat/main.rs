@@ -18,6 +18,7 @@ mod rig;
 #[allow(dead_code, reason = "the oracle uses the rest")]
 #[path = "../oracle/script.rs"]
 mod script;
+mod shipped;
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +40,13 @@ const LIMITED: &str = "exempt = [\"203.0.113.20/32\"]\n[nat]\nports_a_host = 2\n
 const POOL: &str = "addresses = [\"203.0.113.1\", \"203.0.113.2\"]\nports = \"40000-59999\"\n[nat]\nport_block = 64\n";
 /// Only who was spoken to may answer.
 const FILTERING: &str = "[nat]\nfiltering = \"address-dependent\"\n";
+
+/// One address with eight ports for each protocol, so that they run out; the network that is reached as it is needs none.
+const TINY: &str = "exempt = [\"203.0.113.20/32\"]\naddresses = [\"203.0.113.2\"]\nports = \"40000-40007\"\n\
+                    [nat]\nparity = false\n";
+/// Two addresses with four, and timers that a test can wait for.
+const TINY_POOL: &str = "exempt = [\"203.0.113.20/32\"]\naddresses = [\"203.0.113.2\", \"203.0.113.3\"]\n\
+                         ports = \"40000-40003\"\n[nat]\nparity = false\ntimers = { icmp_s = 2 }\n";
 
 /// How long silence lasts that counts as an end.
 const QUIET: Duration = Duration::from_millis(15);
@@ -80,6 +88,11 @@ impl Turn {
 
     fn rig(&self) -> &Rig {
         &self.gateways[self.tables]
+    }
+
+    /// True while the node runs.
+    fn is_running(&mut self) -> bool {
+        self.gateways.get_mut(self.tables).is_some_and(Rig::is_running)
     }
 
     /// Bytes on the wire, and all that comes of them.

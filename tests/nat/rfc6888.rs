@@ -1,11 +1,15 @@
 //! RFC 6888: carrier-grade NATs.
 
+use std::collections::BTreeSet;
+
 use crate::{
-    LIMITED, POOL, Turn,
+    LIMITED, POOL, TINY, TINY_POOL, Turn, eventually,
     packet::{
         Host::{A, B, S, T},
         Packet, SYN,
     },
+    renumbered,
+    rig::Side::{Inside, Outside},
 };
 
 #[test]
@@ -50,12 +54,12 @@ fn req6_exempt_destinations_are_reached_untranslated() {
 #[test]
 fn req3_every_address_of_the_pool_is_used() {
     let turn = Turn::with(POOL);
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     // Hosts that nobody has heard of; what is seen of them is enough.
     for host in 10..40 {
         let packet = Packet::udp(A.own(1), S.port(53), b"").bytes(&turn.names).expect("a packet");
-        let packet = crate::renumbered(packet, 15, host);
-        for (_, out) in turn.put(crate::rig::Side::Inside, &packet) {
+        let packet = renumbered(packet, 15, host);
+        for (_, out) in turn.put(Inside, &packet) {
             seen.insert(out[12..16].to_vec());
         }
     }
@@ -72,4 +76,34 @@ fn req12_a_block_of_ports_is_one_hosts() {
             assert_eq!(*blocks.entry((address, (port - 40_000) / 64)).or_insert(host), host);
         }
     }
+}
+
+#[test]
+fn req13_and_req11_every_port_of_the_pool_is_used_before_a_host_is_refused() {
+    let mut turn = Turn::with(TINY);
+    let from = |number| Packet::udp(A.own(number), S.port(53), b"");
+    let ports: BTreeSet<u16> = (0..8).map(|number| turn.seen(&from(number)).1).collect();
+    assert_eq!(ports, (40_000..40_008).collect());
+    for number in 8..12 {
+        let told = format!("Inside: error 3/13 (0) GatewayInside > A about [udp A:+{number} > S:53]");
+        assert_eq!(turn.inside(&from(number)), [told], "told, and never forwarded as it is");
+    }
+    assert!(ports.contains(&turn.seen(&from(0)).1), "those that there are go on");
+}
+
+#[test]
+fn req8_a_port_rests_after_its_use() {
+    let mut turn = Turn::with(TINY_POOL);
+    let query = |host: crate::packet::Host, number| Packet::ping(host.own(number), S, b"");
+    // All there are.
+    for (host, numbers) in [(A, 1..5), (B, 1..5)] {
+        for number in numbers {
+            let sent = query(host, number).bytes(&turn.names).expect("a packet");
+            let came = turn.put(Inside, &sent);
+            assert!(matches!(came[..], [(Outside, _)]), "{came:02x?}");
+        }
+    }
+    eventually("all mappings to end", || turn.rig().ask("show nat summary --json").contains("\"hosts\": 0"));
+    let told = turn.inside(&query(A, 1));
+    assert_eq!(told, ["Inside: error 3/13 (0) GatewayInside > A about [ping A:+1 > S]"]);
 }

@@ -8,6 +8,7 @@ mod cases;
 mod differences;
 mod packet;
 mod random;
+#[allow(dead_code, reason = "the tests of requirements use the rest")]
 mod rig;
 mod script;
 

@@ -122,8 +122,9 @@ impl Rig {
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000",
         );
         rig.gateway("ip link set lo up");
-        // For a pool of two; nobody speaks to it otherwise.
+        // For pools; nobody speaks to them otherwise.
         rig.gateway("ip address add 203.0.113.2/32 dev lo");
+        rig.gateway("ip address add 203.0.113.3/32 dev lo");
         for (host, device) in [(Host::GatewayInside, "inside"), (Host::Gateway, "outside")] {
             rig.gateway(&format!("ip address add {}/24 dev {device}", host.address()));
         }
@@ -153,6 +154,21 @@ impl Rig {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &format!("{}.gateway", self.name)]).args(words.split_whitespace());
         command
+    }
+
+    /// What starnet says on its operator's socket.
+    pub(crate) fn ask(&self, words: &str) -> String {
+        let socket = self.folder.path().join("node.sock");
+        let words = format!("{} {words} --socket {}", env!("CARGO_BIN_EXE_starnet"), socket.display());
+        let output = self.in_gateway(&words).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        checked(&words, output);
+        said
+    }
+
+    /// True while starnet runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
     }
 
     /// Puts an IP packet on the wire.

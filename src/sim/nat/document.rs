@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 
 const DOCUMENT: &str = include_str!("../../../docs/NAT.md");
 
-/// The RFCs that have a table, with the tests on a virtual clock and those with real packets.
-const TABLES: [(&str, [&str; 2]); 5] = [
+/// The tables, with the tests on a virtual clock and those with real packets.
+const TABLES: [(&str, [&str; 2]); 6] = [
     ("### RFC 4787", [include_str!("rfc4787.rs"), include_str!("../../../tests/nat/rfc4787.rs")]),
     ("### RFC 5382", [include_str!("rfc5382.rs"), include_str!("../../../tests/nat/rfc5382.rs")]),
     ("### RFC 5508", [include_str!("rfc5508.rs"), include_str!("../../../tests/nat/rfc5508.rs")]),
     ("### RFC 7857", [include_str!("rfc7857.rs"), include_str!("../../../tests/nat/rfc7857.rs")]),
     ("### RFC 6888", [include_str!("rfc6888.rs"), include_str!("../../../tests/nat/rfc6888.rs")]),
+    ("### Bugs others shipped", [include_str!("shipped.rs"), include_str!("../../../tests/nat/shipped.rs")]),
 ];
 
 /// The cells of a section's rows, without the heading.

@@ -10,11 +10,12 @@ mod rfc5508;
 mod rfc6146;
 mod rfc6888;
 mod rfc7857;
+mod shipped;
 mod show;
 mod soak;
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -83,6 +84,8 @@ pub(super) struct Nat {
     /// The control core hears and says nothing.
     pub(super) is_stalled: bool,
     out: Vec<Sent>,
+    /// The MAC address that the last packet went to.
+    pub(super) next_hop: ethernet::Mac,
 }
 
 /// A packet that the gateway sent.
@@ -151,6 +154,7 @@ impl Nat {
             now,
             is_stalled: false,
             out: Vec::new(),
+            next_hop: [0; 6],
         };
         for (index, handoff) in handoff::mesh(usize::from(setup.workers)).into_iter().enumerate() {
             let (commands, command_consumer) = rtrb::RingBuffer::new(COMMAND_RING);
@@ -196,14 +200,30 @@ impl Nat {
         self.settle()
     }
 
+    /// The same by a receive queue of one's choice.
+    pub(super) fn send_inside_by(&mut self, queue: usize, packet: &[u8]) -> Vec<Sent> {
+        self.put_by(queue, INSIDE_INTERFACE, packet);
+        self.settle()
+    }
+
+    /// The same from outside.
+    pub(super) fn send_outside_by(&mut self, queue: usize, packet: &[u8]) -> Vec<Sent> {
+        self.put_by(queue, OUTSIDE_INTERFACE, packet);
+        self.settle()
+    }
+
     /// The NIC spreads packets by addresses alone.
     fn put(&mut self, interface: u8, packet: &[u8]) {
+        let sum = read_u32(packet, ip4::SOURCE).wrapping_add(read_u32(packet, ip4::DESTINATION));
+        let queue = (sum.wrapping_mul(0x9e37_79b1) >> 16) as usize % self.workers.len();
+        self.put_by(queue, interface, packet);
+    }
+
+    fn put_by(&mut self, queue: usize, interface: u8, packet: &[u8]) {
         let mut frame = vec![0; ethernet::HEADER_BYTES];
         let ether_type = if is_ip6(packet) { ethernet::TYPE_IP6 } else { ethernet::TYPE_IP4 };
         ethernet::emit_as(&mut frame, MACS[usize::from(interface)], [2, 0, 0, 0, 9, 9], ether_type);
         frame.extend_from_slice(packet);
-        let sum = read_u32(packet, ip4::SOURCE).wrapping_add(read_u32(packet, ip4::DESTINATION));
-        let queue = (sum.wrapping_mul(0x9e37_79b1) >> 16) as usize % self.workers.len();
         self.workers[queue].driver().put(interface, &frame);
     }
 
@@ -252,7 +272,7 @@ impl Nat {
                         self.commands[worker].push(command).expect("the control core was told how much fits");
                     }
                     Effect::Resolve { interface, address } => {
-                        let mac = [2, 0, 0, 0, 9, 9];
+                        let mac = mac_of(address);
                         self.control.on_kernel(KernelEvent::NeighbourUp { interface, address, mac }, self.now);
                     }
                     _ => {}
@@ -261,6 +281,7 @@ impl Nat {
             for worker in &mut self.workers {
                 is_idle &= worker.sweep(self.now).is_idle();
                 for (interface, frame) in worker.driver().take() {
+                    self.next_hop.copy_from_slice(&frame[..6]);
                     let packet = frame[ethernet::HEADER_BYTES..].to_vec();
                     self.out.push(Sent { is_to_inside: interface == INSIDE_INTERFACE, packet });
                 }
@@ -277,6 +298,18 @@ impl Nat {
                 return std::mem::take(&mut self.out);
             }
         }
+    }
+
+    /// The way to the servers is by this router.
+    pub(super) fn route_by(&mut self, gateway: Ipv4Addr) {
+        let route = |prefix, gateway, interface| Route { prefix, gateway, interface, metric: 0 };
+        let routes = vec![
+            route(Prefix::new([0, 0, 0, 0].into(), 0), Some(gateway), OUTSIDE_INTERFACE),
+            route(Prefix::new([192, 0, 2, 0].into(), 24), None, OUTSIDE_INTERFACE),
+            route(Prefix::new([10, 0, 0, 0].into(), 8), None, INSIDE_INTERFACE),
+        ];
+        self.control.on_kernel(KernelEvent::Routes(routes), self.now);
+        self.settle();
     }
 
     /// The way to the servers is gone.
@@ -331,6 +364,15 @@ impl Nat {
             assert_eq!(worker.driver().free_frames(), FRAMES as usize - PACKET_SLOTS, "worker {index} lost frames");
         }
     }
+}
+
+/// The MAC address of a neighbour.
+pub(super) fn mac_of(address: IpAddr) -> ethernet::Mac {
+    let last = match address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    };
+    [2, 0, 0, 0, 9, last]
 }
 
 fn is_ip6(packet: &[u8]) -> bool {
