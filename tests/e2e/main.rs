@@ -7,6 +7,7 @@ mod faults;
 mod gateway;
 mod gateway6;
 mod operation;
+mod overlay6;
 mod stun;
 mod support;
 mod traffic;
