@@ -10,7 +10,7 @@
 //!
 //! [`world`] has the clock and everything that is on its way; [`node`], [`client`] and [`server`] are the hosts.
 //! The nodes run the code of the real thing; what is simulated is the kernel, the network, and QUIC's job.
-//! [`nat`] is the NAT alone, as a gateway. [`scenarios`] are whole stories, [`steering`] is about which
+//! [`nat`] is the NAT alone, as a gateway. [`scenarios`] and [`scenarios6`] are whole stories, [`steering`] is about which
 //! worker receives what; [`noise`] tries what no story would think of.
 
 mod client;
@@ -20,6 +20,7 @@ mod noise;
 mod noise6;
 mod packets;
 mod scenarios;
+mod scenarios6;
 mod server;
 mod steering;
 mod wires;

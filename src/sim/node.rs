@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -18,8 +18,9 @@ use crate::{
         driver::memory::MemoryDriver,
         exit_policy::ExitPolicy,
         forwarding::{Identity, Interface},
+        gateway::OutsideAddress6,
         handoff,
-        nat::NatConfig,
+        nat::{NatConfig, Prefix64},
         published::Published,
         reason::Reason,
         rss::{Inputs, KEY_BYTES, Rss, Tuple},
@@ -27,7 +28,7 @@ use crate::{
     },
     limits::{COMMAND_RING, EVENT_RING, PACKET_SLOTS},
     rpc::messages::{NodeName, Request, Response, Roles},
-    wire::{ethernet, ip4, read_u16},
+    wire::{ethernet, ip4, ip6, read_u16},
 };
 
 /// Port of relay packets, and of each node's reserved range the first.
@@ -94,7 +95,7 @@ impl Node {
             fans: SLOTS,
             bindings: SLOTS,
             bindings_a_session: SLOTS,
-            nat: NatConfig::of(&identity),
+            nat: nat(&identity),
             interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
             rss: vec![match knowledge {
                 Knowledge::None => None,
@@ -130,7 +131,7 @@ impl Node {
                 slots: SLOTS,
                 fans: SLOTS,
                 bindings: SLOTS,
-                nat: NatConfig::of(&identity),
+                nat: nat(&identity),
                 hash_key: [index as u8; 16],
                 clock: quanta::Clock::new(),
             };
@@ -264,11 +265,30 @@ fn nic(workers: u8, seed: u64) -> Rss {
     Rss::new(&key, table, Inputs::ALL).expect("key and table are there")
 }
 
+/// The node's address of IPv6, which servers see.
+pub(super) fn address6_of(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0).to_bits() | u128::from(address.to_bits()))
+}
+
+/// An exit's NAT: of IPv6, too.
+fn nat(identity: &Identity) -> NatConfig {
+    let (first, last) = (identity.nat_port_first, identity.nat_port_last);
+    let outside = OutsideAddress6 { address: address6_of(identity.address), first, last };
+    NatConfig { addresses6: vec![outside], nat64: Some(Prefix64::WELL_KNOWN), ..NatConfig::of(identity) }
+}
+
 /// The queue that the NIC chooses: by addresses and, of UDP and TCP, ports.
 fn receive_queue(nic: &Rss, frame: &[u8]) -> usize {
     let ip = &frame[ethernet::HEADER_BYTES..];
-    let header = ip4::parse(ip).expect("hosts send well-formed packets");
-    let port = |at| if header.protocol == ip4::ICMP { 0 } else { read_u16(ip, header.header_length + at) };
-    let tuple = Tuple::v4(header.protocol, (header.source, port(0)), (header.destination, port(2)));
+    let (protocol, source, destination, at): (_, IpAddr, IpAddr, _) = match ip4::parse(ip) {
+        Ok(header) => (header.protocol, header.source.into(), header.destination.into(), header.header_length),
+        Err(_) => {
+            let header = ip6::parse(ip).expect("hosts send well-formed packets");
+            (header.protocol, header.source.into(), header.destination.into(), header.header_length)
+        }
+    };
+    let has_ports = matches!(protocol, ip4::TCP | ip4::UDP);
+    let port = |offset| if has_ports { read_u16(ip, at + offset) } else { 0 };
+    let tuple = Tuple { protocol, source: (source, port(0)), destination: (destination, port(2)) };
     nic.queue(&tuple).expect("it hashes all kinds of packets")
 }

@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     hash::Hasher,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
 use siphasher::sip::SipHasher13;
 
 use super::{
     client::Client,
-    node::{Knowledge, Node, Wish},
+    node::{Knowledge, Node, Wish, address6_of},
     packets,
     server::Server,
     wires::{Random, Wire, Wires},
@@ -25,14 +25,18 @@ use crate::{
     },
     wire::{
         ethernet::{self, Mac},
-        ip4, read_u32,
+        ip4, ip6, read_u32,
     },
 };
 
 /// The router between the overlay's network and the server's.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 255, 254);
 
+/// The same router as nodes know it by in IPv6.
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xfe);
+
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(super) const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 1);
 
 /// The wall clock when the virtual one is at zero.
 const UNIX_START: u64 = 1_800_000_000;
@@ -52,6 +56,13 @@ const OPEN_RETRY: Nanos = SECOND;
 pub(super) fn mac_of(address: Ipv4Addr) -> Mac {
     let [a, b, c, d] = address.octets();
     [2, 0, a, b, c, d]
+}
+
+fn destination_of(packet: &[u8]) -> IpAddr {
+    match ip4::parse(packet) {
+        Ok(header) => header.destination.into(),
+        Err(_) => ip6::parse(packet).expect("hosts send well-formed packets").destination.into(),
+    }
 }
 
 /// Who waits for the answer to a request.
@@ -106,6 +117,15 @@ impl Host {
             Self::Server(server) => server.address,
         }
     }
+
+    fn has_address(&self, address: IpAddr) -> bool {
+        match (address, self) {
+            (IpAddr::V4(address), _) => self.address() == address,
+            (IpAddr::V6(address), Self::Node(node)) => address6_of(node.address) == address,
+            (IpAddr::V6(address), Self::Server(server)) => server.address6 == address,
+            (IpAddr::V6(_), Self::Client(_)) => false,
+        }
+    }
 }
 
 /// A frame that the switch lost.
@@ -157,7 +177,7 @@ impl World {
             world.add(Host::Node(Box::new(Node::new(name, address, 2, knowledge, seed, 0))));
             world.happens(TICK + number as Nanos * MILLISECOND, Happening::Tick { node: number });
         }
-        world.add(Host::Server(Server::new(SERVER)));
+        world.add(Host::Server(Server::new(SERVER, SERVER6)));
         world.introduce();
         world
     }
@@ -185,6 +205,9 @@ impl World {
             let now = self.now;
             let node = self.node(number);
             node.control.on_kernel(KernelEvent::Routes(routes.clone()), now);
+            let prefix = "::/0".parse().expect("a prefix");
+            let default6 = Route { prefix, gateway: Some(ROUTER6), interface: 0, metric: 0 };
+            node.control.on_kernel(KernelEvent::Routes6(vec![default6]), now);
             node.control.on_neighbours(Neighbours { nodes: neighbours.clone(), token_key }, now);
             self.settle(number);
         }
@@ -386,8 +409,15 @@ impl World {
                     }
                 }
                 Wish::Resolve { interface, address } => {
-                    let IpAddr::V4(next_hop) = address else { panic!("the overlay speaks IPv4") };
-                    let is_there = next_hop == ROUTER || self.host_at(next_hop).is_some_and(|host| !self.is_dead[host]);
+                    let next_hop = match address {
+                        IpAddr::V4(next_hop) => next_hop,
+                        IpAddr::V6(router) => {
+                            assert_eq!(router, ROUTER6, "nodes speak IPv4 with each other");
+                            ROUTER
+                        }
+                    };
+                    let is_there =
+                        next_hop == ROUTER || self.host_at(next_hop.into()).is_some_and(|host| !self.is_dead[host]);
                     let (delay, event) = if is_there {
                         (MILLISECOND, KernelEvent::NeighbourUp { interface, address, mac: mac_of(next_hop) })
                     } else {
@@ -414,13 +444,14 @@ impl World {
         10 * MILLISECOND + self.random.below(10 * MILLISECOND)
     }
 
-    fn host_at(&self, address: Ipv4Addr) -> Option<usize> {
-        self.hosts.iter().position(|host| host.address() == address)
+    fn host_at(&self, address: IpAddr) -> Option<usize> {
+        self.hosts.iter().position(|host| host.has_address(address))
     }
 
     /// Sends a packet of a client or the server, whose kernel knows everybody's MAC address.
     pub(super) fn send_packet(&mut self, from: usize, packet: &[u8]) {
-        let destination = Ipv4Addr::from_bits(read_u32(packet, ip4::DESTINATION));
+        let to = self.host_at(destination_of(packet)).map(|to| self.hosts[to].address());
+        let destination = to.unwrap_or(Ipv4Addr::from_bits(read_u32(packet, ip4::DESTINATION)));
         let frame = packets::frame(mac_of(destination), mac_of(self.hosts[from].address()), packet);
         self.switch(from, frame);
     }
@@ -431,15 +462,22 @@ impl World {
         self.trace.write_usize(from);
         self.trace.write(&frame);
         let packet = &frame[ethernet::HEADER_BYTES..];
-        assert_eq!(ethernet::ether_type(&frame), Some(ethernet::TYPE_IP4));
-        let header = ip4::parse(packet).expect("hosts send well-formed packets");
+        let destination = destination_of(packet);
+        let is_ip6 = destination.is_ipv6();
+        let kind = if is_ip6 { ethernet::TYPE_IP6 } else { ethernet::TYPE_IP4 };
+        assert_eq!(ethernet::ether_type(&frame), Some(kind));
         let source = mac_of(self.hosts[from].address());
         assert_eq!(frame[6..12], source, "the source MAC address is the sender's");
-        let is_local = header.destination.octets()[..2] == [10, 0];
+        let to = self.host_at(destination);
+        let is_local = matches!(destination, IpAddr::V4(address) if address.octets()[..2] == [10, 0]);
         let is_node = matches!(self.hosts[from], Host::Node(_));
-        let next_hop = if is_local || !is_node { header.destination } else { ROUTER };
-        assert_eq!(frame[..6], mac_of(next_hop), "to {} by {next_hop}", header.destination);
-        let Some(to) = self.host_at(header.destination) else { return };
+        let next_hop = match (destination, to) {
+            _ if is_node && !is_local => ROUTER,
+            (IpAddr::V4(address), _) => address,
+            (IpAddr::V6(_), to) => self.hosts[to.expect("the server answers who is there")].address(),
+        };
+        assert_eq!(frame[..6], mac_of(next_hop), "to {destination} by {next_hop}");
+        let Some(to) = to else { return };
         let fate = self.wires.fate(from, to);
         if fate.is_empty() || self.is_dead[from] {
             self.lost.push(Lost { from, to, frame });
