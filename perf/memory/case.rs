@@ -39,6 +39,8 @@ pub(crate) struct Case {
     pub(crate) is_bound: bool,
     /// 0: nodes are neither counted nor timed.
     pub(crate) watched: u8,
+    /// 1: packets come in at another worker than their session's.
+    pub(crate) handed: u8,
 }
 
 const PATHS: &str = "relay, entry, exit-up, exit-down, nat-in2out or nat-out2in";
@@ -78,6 +80,7 @@ impl Case {
             workers: 1,
             is_bound: true,
             watched: 1,
+            handed: 0,
         };
         for option in options {
             let (name, value) = option.split_once('=').ok_or_else(|| format!("'{option}' is not name=value"))?;
@@ -89,12 +92,18 @@ impl Case {
                 "burst" => case.burst = number(option, value)?,
                 "workers" => case.workers = number(option, value)?,
                 "watched" => case.watched = number(option, value)?,
+                "handed" => case.handed = number(option, value)?,
                 _ => {
-                    return Err(format!("'{option}': there are sessions, flows, paths, size, burst, workers, watched"));
+                    return Err(format!(
+                        "'{option}': there are sessions, flows, paths, size, burst, workers, watched, handed"
+                    ));
                 }
             }
         }
-        Ok(case)
+        match (case.handed, case.path, case.workers) {
+            (0, ..) | (1, Path::Relay | Path::Entry, 1) => Ok(case),
+            _ => Err("handed=1 is for relay and entry, and brings its own two workers".into()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod case;
 mod flows;
+mod handover;
 mod replay;
 mod stall;
 mod world;
@@ -72,20 +73,29 @@ fn main() {
         }
         return println!("{}", report(&[spent]));
     }
+    if case.handed != 0 {
+        let mut pair = handover::Pair::new(case);
+        return serve(|duration| vec![pair.run(duration)]);
+    }
     let mesh = handoff::mesh(usize::from(case.workers));
     let workers: Vec<_> =
         mesh.into_iter().enumerate().map(|(index, handoff)| Thread::start(case, index, handoff)).collect();
     workers.iter().for_each(|worker| assert!(worker.spent.recv().is_ok(), "a worker did not start"));
+    serve(|duration| {
+        workers.iter().for_each(|worker| worker.run.send(duration).expect("it waits"));
+        workers.iter().map(|worker| worker.spent.recv().expect("it ran")).collect()
+    });
+}
+
+/// Answers each line `run MILLISECONDS` with what was spent.
+fn serve(mut run: impl FnMut(Duration) -> Vec<Spent>) {
     println!("ready");
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         let Some(milliseconds) = line.strip_prefix("run ").and_then(|n| n.parse().ok()) else {
             fail(&format!("'{line}' is not 'run MILLISECONDS'"))
         };
-        let duration = Duration::from_millis(milliseconds);
-        workers.iter().for_each(|worker| worker.run.send(duration).expect("it waits"));
-        let spent: Vec<_> = workers.iter().map(|worker| worker.spent.recv().expect("it ran")).collect();
-        println!("{}", report(&spent));
+        println!("{}", report(&run(Duration::from_millis(milliseconds))));
         std::io::stdout().flush().expect("standard output is open");
     }
 }

@@ -53,8 +53,8 @@ const PORTS: u32 = (u16::MAX - NAT_PORT_FIRST) as u32 + 1;
 /// Everything of one worker's benchmark.
 pub(crate) struct World {
     case: Case,
-    /// The worker's number.
-    index: usize,
+    /// The worker whose sessions the packets are of: this one, unless it is to hand them over.
+    pub(crate) owner: usize,
     pub(crate) worker: Worker<Replay>,
     pub(crate) published: Arc<Published>,
     pub(crate) commands: rtrb::Producer<Command>,
@@ -101,7 +101,7 @@ impl World {
         worker.set_watched(case.watched != 0);
         let mut world = Self {
             case,
-            index,
+            owner: index,
             worker,
             published,
             commands,
@@ -225,7 +225,7 @@ impl World {
             let (packet, path) = self.order[place];
             let (flow, session, sequence) = flows[packet as usize];
             let inside = self.inside(flow);
-            let ct_index = CtIndex::new(self.index, session);
+            let ct_index = CtIndex::new(self.owner, session);
             let bytes = self.worker.driver().prepared.packet(place);
             match self.case.path {
                 Path::Relay => relayed(bytes, ct_index, path, sequence, None),

@@ -485,27 +485,29 @@ impl<D: Driver> Worker<D> {
     fn take_handed_over(&mut self) {
         for from in 0..self.from_workers.len() {
             while self.room() > 0 && !self.context.spare.is_empty() {
-                let Some(Ok(over)) = self.from_workers[from].as_mut().map(rtrb::Consumer::pop) else { break };
+                let Some(Ok(chunk)) = self.from_workers[from].as_mut().map(|ring| ring.read_chunk(1)) else { break };
+                let over = &chunk.as_slices().0[0];
                 let frame = self.context.spare.pop().expect("checked above");
-                let bytes = &over.bytes[..usize::from(over.length)];
+                let (about, bytes) = (over.about, over.bytes());
                 self.driver.frames().frame(frame)[handoff::OFFSET..handoff::OFFSET + bytes.len()]
                     .copy_from_slice(bytes);
                 let packet = Packet {
                     frame,
                     offset: handoff::OFFSET as u16,
-                    length: over.length,
-                    l3: handoff::OFFSET as u16 + over.l3,
-                    l4: handoff::OFFSET as u16 + over.l4,
-                    interface: over.interface,
-                    protocol: over.protocol,
-                    received: over.received,
+                    length: about.length,
+                    l3: handoff::OFFSET as u16 + about.l3,
+                    l4: handoff::OFFSET as u16 + about.l4,
+                    interface: about.interface,
+                    protocol: about.protocol,
+                    received: about.received,
                     has_waited: true,
-                    handoffs: over.handoffs,
-                    fragment: over.fragment,
-                    ports: over.ports,
+                    handoffs: about.handoffs,
+                    fragment: about.fragment,
+                    ports: about.ports,
                     ..Packet::EMPTY
                 };
-                self.context.inject(packet, over.node).expect("there is room");
+                chunk.commit_all();
+                self.context.inject(packet, about.node).expect("there is room");
             }
         }
     }

@@ -493,7 +493,7 @@ fn workers(views: &[WorkerView]) -> String {
             view.consumed.to_string(),
             view.punted.to_string(),
             view.held.to_string(),
-            view.handed_off.to_string(),
+            format!("{} ({:.1} %)", view.handed_off, 100.0 * view.handed_off as f64 / view.received.max(1) as f64),
         ]);
         work.row([
             view.worker.clone(),

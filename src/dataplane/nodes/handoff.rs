@@ -3,9 +3,13 @@
 //! Path: relay_input | gateway_input | nat_out2in -> here -> another worker | drop.
 //! Reads: worker, resume_at, everything of the packet.
 
-use super::super::{driver::Frames, handoff::HandedOver, packet::Bitmap, published::add};
+use super::super::{
+    driver::Frames,
+    handoff::{self, About},
+    packet::Bitmap,
+    published::add,
+};
 use super::prelude::*;
-use crate::limits::PACKET_BYTES_MAX;
 
 /// The node's entry in the graph.
 pub(in crate::dataplane) const NODE: Node = Node { id: NodeId::Handoff, name: "handoff", next: &[], process: handoff };
@@ -16,24 +20,19 @@ fn handoff(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
         let bytes = packet.bytes(frames);
         let worker = usize::from(packet.worker);
         let ring = context.handoff.get_mut(worker).and_then(Option::as_mut);
-        let pushed = ring.filter(|ring| !ring.is_full() && bytes.len() <= PACKET_BYTES_MAX).map(|ring| {
-            let mut over = HandedOver {
-                node: packet.resume_at,
-                received: packet.received,
-                interface: packet.interface,
-                protocol: packet.protocol,
-                handoffs: packet.handoffs + 1,
-                fragment: packet.fragment,
-                ports: packet.ports,
-                l3: packet.l3 - packet.offset,
-                l4: packet.l4 - packet.offset,
-                length: packet.length,
-                bytes: [0; PACKET_BYTES_MAX],
-            };
-            over.bytes[..bytes.len()].copy_from_slice(bytes);
-            ring.push(over).is_ok()
-        });
-        if pushed != Some(true) {
+        let about = About {
+            node: packet.resume_at,
+            received: packet.received,
+            interface: packet.interface,
+            protocol: packet.protocol,
+            handoffs: packet.handoffs + 1,
+            fragment: packet.fragment,
+            ports: packet.ports,
+            l3: packet.l3 - packet.offset,
+            l4: packet.l4 - packet.offset,
+            length: packet.length,
+        };
+        if !ring.is_some_and(|ring| handoff::push(ring, about, bytes)) {
             context.leave(slot, NodeId::Handoff, Verdict::Drop(Reason::HandoffFull));
             continue;
         }
