@@ -14,10 +14,14 @@ const HEADERS: usize = IP + OVERLAY_BYTES;
 /// EtherType, then the first byte of an IPv4 header without options.
 const IP4_WITHOUT_OPTIONS: u32 = (ethernet::TYPE_IP4 as u32) << 16 | 0x4500;
 
-/// True for a whole, plain packet from a node to our data port; it is then as `l4_classify` leaves it.
+/// The relay header of a whole, plain packet from a node to our data port; the packet is then as `l4_classify` leaves it.
 #[inline]
-pub(super) fn is_relay_packet(packet: &mut Packet, frames: &mut Frames, identity: &Identity) -> bool {
-    let Some(bytes) = packet.bytes(frames).first_chunk::<HEADERS>() else { return false };
+pub(super) fn relay_header<'a>(
+    packet: &mut Packet,
+    frames: &'a mut Frames,
+    identity: &Identity,
+) -> Option<&'a [u8; relay::HEADER_BYTES]> {
+    let bytes = packet.bytes(frames).first_chunk::<HEADERS>()?;
     let header: &[u8; ip4::HEADER_BYTES] = bytes[IP..].first_chunk().expect("it is in the chunk");
     let total_length = read_u16(header, ip4::TOTAL_LENGTH);
     let is_it = read_u32(bytes, IP - 2) & 0xffff_ff00 == IP4_WITHOUT_OPTIONS
@@ -30,13 +34,14 @@ pub(super) fn is_relay_packet(packet: &mut Packet, frames: &mut Frames, identity
             & (read_u16(bytes, UDP + udp::LENGTH) == total_length.wrapping_sub(ip4::HEADER_BYTES as u16))
             & (read_u16(bytes, UDP + udp::CHECKSUM) == 0)
             & checksum::is_valid(header);
-    if is_it {
-        packet.length = IP as u16 + total_length;
-        packet.l3 = packet.offset + IP as u16;
-        packet.l4 = packet.offset + UDP as u16;
-        packet.protocol = ip4::UDP;
+    if !is_it {
+        return None;
     }
-    is_it
+    packet.length = IP as u16 + total_length;
+    packet.l3 = packet.offset + IP as u16;
+    packet.l4 = packet.offset + UDP as u16;
+    packet.protocol = ip4::UDP;
+    bytes.last_chunk()
 }
 
 const _: () = assert!(OVERLAY_BYTES == ip4::HEADER_BYTES + udp::HEADER_BYTES + relay::HEADER_BYTES);

@@ -64,9 +64,8 @@ pub(super) fn rewrite(
     (link, ports): (&Link, SourcePorts),
     unsigned: &mut Unsigned,
 ) {
-    let bytes = packet.ip(frames);
-    let length = bytes.len() as u16;
-    let bytes: &mut [u8; OVERLAY_BYTES] = bytes.first_chunk_mut().expect("a relay packet has all its headers");
+    let length = packet.ip_length() as u16;
+    let bytes = packet.headers::<OVERLAY_BYTES>(frames).expect("a relay packet has all its headers");
     let header = relay::Header {
         kind: packet.kind,
         path: packet.path,

@@ -148,6 +148,13 @@ impl Packet {
         &mut frames.frame(self.frame)[usize::from(self.l3)..self.end()]
     }
 
+    /// The first `N` bytes from the IP header on; `None` where there are fewer.
+    #[inline]
+    pub fn headers<'a, const N: usize>(&self, frames: &'a mut Frames) -> Option<&'a mut [u8; N]> {
+        let has_them = usize::from(self.l3) + N <= self.end();
+        frames.frame(self.frame)[usize::from(self.l3)..].first_chunk_mut().filter(|_| has_them)
+    }
+
     /// From the transport header on.
     #[inline]
     pub fn transport<'a>(&self, frames: &'a mut Frames) -> &'a mut [u8] {

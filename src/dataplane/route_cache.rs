@@ -95,17 +95,17 @@ impl RouteCache {
 
     /// What there is to know of `destination`.
     #[inline]
-    pub fn lookup(&mut self, destination: Ipv4Addr) -> Cached {
+    pub fn lookup(&mut self, destination: Ipv4Addr) -> &Cached {
         let bucket = (destination.spread() >> 16) as usize % ENTRIES;
-        let entry = self.entries[bucket];
-        if entry.destination == destination && entry.epoch == self.epoch {
-            return entry;
+        let entry = &self.entries[bucket];
+        if entry.destination != destination || entry.epoch != self.epoch {
+            self.look_up_anew(destination, bucket);
         }
-        self.look_up_anew(destination, bucket)
+        &self.entries[bucket]
     }
 
     #[cold]
-    fn look_up_anew(&mut self, destination: Ipv4Addr, bucket: usize) -> Cached {
+    fn look_up_anew(&mut self, destination: Ipv4Addr, bucket: usize) {
         let forwarding = &self.forwarding;
         let fresh = Cached {
             destination,
@@ -115,7 +115,6 @@ impl RouteCache {
             ..self.way(forwarding.lookup(destination))
         };
         self.entries[bucket] = fresh;
-        fresh
     }
 
     /// The same for IPv6.

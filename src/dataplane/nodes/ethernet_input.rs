@@ -4,7 +4,7 @@
 //! of a flow that the NAT knows: [`established`]) | drop.
 //! Reads: offset, length. Writes: l3; on the short ways what the nodes write that are left out.
 
-use super::prelude::*;
+use super::{prelude::*, relay_input::ask_for_session};
 use crate::{
     dataplane::{express, nat::established, packet::Bitmap},
     wire::ethernet,
@@ -26,7 +26,8 @@ fn short_ways(context: &mut Context, frames: &mut Frames, batch: Bitmap) -> Bitm
     let (mut relayed, mut others) = (Bitmap::default(), Bitmap::default());
     let has_flows = !context.established.flows.is_unused();
     batch.for_each(|slot| {
-        if express::is_relay_packet(&mut context.packets[slot], frames, &context.identity) {
+        if let Some(header) = express::relay_header(&mut context.packets[slot], frames, &context.identity) {
+            ask_for_session(context, header);
             relayed.insert(slot);
         } else if !(has_flows && established::ask_off_the_wire(context, frames, slot)) {
             others.insert(slot);

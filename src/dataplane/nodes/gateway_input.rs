@@ -28,11 +28,11 @@ fn gateway_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Ver
         return Verdict::Drop(Reason::NotOurMac);
     }
     let Ok(header) = ip4::parse_quoted(packet.ip(frames)) else { return Verdict::Drop(Reason::BadLength) };
-    let from = routes.lookup(header.source);
+    let from = *routes.lookup(header.source);
     if from.lookup.interface() != Some(packet.interface) {
         return Verdict::Drop(Reason::Spoofed);
     }
-    let to = routes.lookup(header.destination);
+    let to = *routes.lookup(header.destination);
     let is_from_inside = routes.realm(packet.interface) == Realm::Inside;
     let is_hairpin = context.is_ours(header.destination);
     context.packets[slot].slot = Packet::NO_SLOT;

@@ -104,7 +104,7 @@ pub(in crate::dataplane) fn host_unreachable(
     packet.slot = Packet::NO_SLOT;
     packet.fragment = Fragment::No;
     become_error(context, frames, packet).ok()?;
-    let (from, to) = (context.routes.lookup(header.source), context.routes.lookup(header.destination));
+    let (from, to) = (*context.routes.lookup(header.source), *context.routes.lookup(header.destination));
     let is_from_us = context.is_ours(header.source);
     let is_to_host = to.realm == Realm::Inside && (is_from_us || from.realm == Realm::Outside && !from.is_exempt);
     Some(match () {

@@ -12,7 +12,7 @@ use crate::{
 node!(IpOutput, "ip_output", [Punt, Tx], ip_output);
 
 fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
-    let packet = context.packets[slot];
+    let packet = &mut context.packets[slot];
     let route = context.routes.lookup(packet.destination);
     let (interface, mac) = match route.lookup {
         Lookup::Found { interface, mac } => (interface, mac),
@@ -30,7 +30,7 @@ fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         return Verdict::Drop(Reason::TooBig);
     }
     ethernet::emit(packet.bytes(frames), mac, route.source);
-    context.packets[slot].interface = interface;
+    packet.interface = interface;
     Verdict::Next(NodeId::Tx)
 }
 

@@ -8,10 +8,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::prelude::*;
+use super::{prelude::*, relay_input::ask_for_session};
 use crate::{
     dataplane::nat::rewrite::{self as nat, Side},
-    wire::{checksum, icmp, ip4, read_u16, read_u32, tcp, udp},
+    wire::{checksum, icmp, ip4, read_u16, read_u32, relay, tcp, udp},
 };
 
 node!(L4Classify, "l4_classify", [RelayInput, NatOut2in], l4_classify);
@@ -32,7 +32,12 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
                     () if has_options => Verdict::Drop(Reason::Ip4Options),
                     () if length != transport.len() => Verdict::Drop(Reason::BadLength),
                     () if !is_checksum_valid(header, transport) => Verdict::Drop(Reason::BadChecksum),
-                    () => Verdict::Next(NodeId::RelayInput),
+                    () => {
+                        if transport.len() >= udp::HEADER_BYTES + relay::HEADER_BYTES {
+                            ask_for_session(context, &transport[udp::HEADER_BYTES..]);
+                        }
+                        Verdict::Next(NodeId::RelayInput)
+                    }
                 };
             }
             Some(port)

@@ -219,7 +219,7 @@ fn way_towards(context: &mut Context, destination: Destination) -> (u16, bool) {
             (route.mtu, route.is_exit_allowed)
         }
         Destination::Ip4(address) => {
-            let route = context.routes.lookup(address);
+            let route = *context.routes.lookup(address);
             (route.mtu, route.is_exit_allowed)
         }
     }

@@ -74,7 +74,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return Verdict::Drop(Reason::ReservedAddress);
     }
     let is_hairpin = context.is_ours(header.destination);
-    let route = context.routes.lookup(header.destination);
+    let route = *context.routes.lookup(header.destination);
     if owner != Owner::INSIDE && !is_hairpin && !route.is_exit_allowed {
         return Verdict::Drop(Reason::Denied);
     }

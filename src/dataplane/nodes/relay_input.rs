@@ -18,7 +18,7 @@ use crate::{
         window::Reject,
     },
     limits::PACKET_SLOTS,
-    wire::{ip4, read_u16, read_u32, relay, udp},
+    wire::{OVERLAY_BYTES, ip4, read_u16, read_u32, relay, udp},
 };
 
 /// The node's entry in the graph.
@@ -29,9 +29,9 @@ pub(in crate::dataplane) const NODE: Node = Node {
     process: relay_input,
 };
 
-/// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together.
+/// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together. A relay's
+/// sessions were asked for by the node before ([`ask_for_session`]).
 fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
-    batch.for_each(|slot| ask_for_session(context, frames, slot));
     batch.for_each(|slot| match look_up(context, frames, slot) {
         Ok(NodeId::RelayForward) => claim(context, frames, slot, NodeId::RelayForward),
         Ok(next) => context.claims.wait(slot, next),
@@ -85,16 +85,14 @@ impl Claims {
     }
 }
 
-/// Asks for the line of the slot that the packet names, and for that of the slot's stamp.
+/// Asks for the line of the session that a relay header names, and for that of its stamp. Nothing is checked: it may be the
+/// wrong one, and nothing else comes of it.
 #[inline]
-fn ask_for_session(context: &Context, frames: &mut Frames, slot: usize) {
-    let ip = context.packets[slot].ip(frames);
-    if let Some(header) = ip.get(RELAY_AT..).and_then(|payload| payload.first_chunk::<{ relay::HEADER_BYTES }>()) {
-        let index = CtIndex(read_u32(header, relay::CT_INDEX)).slot() as usize;
-        if let (Some(session), Some(stamp)) = (context.slots.get(index), context.published.slots.get(index)) {
-            prefetch(session);
-            prefetch(stamp);
-        }
+pub(in crate::dataplane) fn ask_for_session(context: &Context, header: &[u8]) {
+    let index = CtIndex(read_u32(header, relay::CT_INDEX)).slot() as usize;
+    if let (Some(session), Some(stamp)) = (context.slots.get(index), context.published.slots.get(index)) {
+        prefetch(session);
+        prefetch(stamp);
     }
 }
 
@@ -102,7 +100,8 @@ fn ask_for_session(context: &Context, frames: &mut Frames, slot: usize) {
 #[inline]
 fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<NodeId, Verdict> {
     let packet = &mut context.packets[slot];
-    let header = match relay::parse(&packet.ip(frames)[RELAY_AT..]) {
+    let Some(headers) = packet.headers::<OVERLAY_BYTES>(frames) else { return Err(Verdict::Drop(Reason::TooShort)) };
+    let header = match relay::parse(&headers[RELAY_AT..]) {
         Ok(header) => header,
         Err(relay::Malformed::TooShort) => return Err(Verdict::Drop(Reason::TooShort)),
         Err(relay::Malformed::Version) => return Err(Verdict::Drop(Reason::BadVersion)),
@@ -147,9 +146,9 @@ fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<No
 }
 
 /// Source address. What passes is only held back by its tag.
-#[inline]
+#[inline(always)] // A relay's packets skip most of it.
 fn claim(context: &mut Context, frames: &mut Frames, slot: usize, next: NodeId) {
-    let ip = context.packets[slot].ip(frames);
+    let ip: &[u8] = context.packets[slot].headers::<OVERLAY_BYTES>(frames).expect("`look_up` has seen them");
     let Some((link, ports)) = hop_of(context, slot, next) else {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
     };
