@@ -10,14 +10,14 @@ use std::{
 
 use super::{
     command::{Event, PuntCause},
-    conntrack::{Link, SOURCE_PORTS, Slot, SourcePorts},
+    conntrack::{FanInit, Link, Role, SOURCE_PORTS, Slot, SourcePorts},
     driver::Frames,
     fan::Fan,
     forwarding::{Identity, Peer},
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
-    nat::{Binding, Bindings, Endpoint, Hosts6, Prefix64, established::Established, held_syns::HeldSyns},
+    nat::{Binding, Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns},
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -237,10 +237,19 @@ impl Context {
         self.bindings.outside().token_of(address).is_some()
     }
 
+    /// What a session was set up for, `None` once it is over: its bindings are freed after it. The gateway's hosts may send
+    /// anything that the routes carry.
+    #[inline]
+    pub(super) fn terms(&self, owner: Owner) -> Option<FanInit> {
+        let Some(slot) = owner.slot() else { return Some(FanInit { mtu: u16::MAX, ..FanInit::NONE }) };
+        let session = &self.slots[slot as usize];
+        (session.role == Role::Exit).then(|| self.fans[session.fan as usize].init)
+    }
+
     /// MTU of the way to an inside host of IPv6 that has this binding.
     pub fn mtu_to_host6(&mut self, binding: &Binding, host: Ipv6Addr) -> u16 {
         match binding.owner.slot() {
-            Some(slot) => self.fans[self.slots[slot as usize].fan as usize].init.mtu,
+            Some(_) => self.terms(binding.owner).map_or(0, |terms| terms.mtu),
             None => self.routes.lookup6(host).mtu,
         }
     }

@@ -18,7 +18,6 @@ use crate::{
         context::Context,
         driver::Frames,
         graph::NodeId,
-        nodes::nat_in2out::terms,
         packet::{Bitmap, Fragment, Packet},
         prefetch::prefetch,
     },
@@ -228,7 +227,7 @@ fn translate(context: &mut Context, frames: &mut Frames, slot: usize, candidate:
         Way::ToSession => Some(context.bindings.get(index)?.owner.slot()?),
     };
     if let Some(session) = session {
-        let terms = terms(context, Owner::session(session));
+        let terms = context.terms(Owner::session(session))?;
         let is_within = match way {
             Way::Out => {
                 (terms.inside == Ipv4Addr::UNSPECIFIED || terms.inside.to_bits() == read_u32(ip, ip4::SOURCE))

@@ -18,7 +18,7 @@ use super::{
     fragment,
     icmp6_error::tell,
     ip6_input,
-    nat_in2out::{SMTP, reason_of, terms},
+    nat_in2out::{SMTP, reason_of},
     prelude::*,
 };
 use crate::{
@@ -88,7 +88,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     };
     let packet = context.packets[slot];
     let owner = packet.owner();
-    let init = terms(context, owner);
+    let Some(init) = context.terms(owner) else { return Verdict::Drop(Reason::FreeSlot) };
     if owner != Owner::INSIDE && (header.source != init.inside6 || header.source.is_unspecified()) {
         return Verdict::Drop(Reason::NotInside);
     }

@@ -66,7 +66,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     };
     let packet = context.packets[slot];
     let owner = packet.owner();
-    let init = terms(context, owner);
+    let Some(init) = context.terms(owner) else { return Verdict::Drop(Reason::FreeSlot) };
     if header.source != init.inside && init.inside != Ipv4Addr::UNSPECIFIED {
         return Verdict::Drop(Reason::NotInside);
     }
@@ -170,15 +170,6 @@ fn pass_router(ip: &mut [u8], is_hairpin: bool) {
     }
 }
 
-/// What a session was set up for; the gateway's hosts may send anything that the routes carry.
-#[inline]
-pub(in crate::dataplane) fn terms(context: &Context, owner: Owner) -> FanInit {
-    match owner.slot() {
-        Some(slot) => context.fans[context.slots[slot as usize].fan as usize].init,
-        None => FanInit { mtu: u16::MAX, ..FanInit::NONE },
-    }
-}
-
 fn leave(packet: &mut Packet, destination: Ipv4Addr, is_hairpin: bool, mtu: u16) -> Verdict {
     packet.destination = destination;
     packet.from_inside = false;
@@ -227,7 +218,7 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
     let remote = remote_end(quote.protocol, quote.source);
     let dependent = context.is_endpoint_dependent.then_some(remote);
     let key = BindingKey { owner, protocol: quote.protocol, address, port, remote: dependent };
-    let flow = terms(context, owner).binding;
+    let Some(FanInit { binding: flow, .. }) = context.terms(owner) else { return Verdict::Drop(Reason::FreeSlot) };
     let binding = match find(context, flow, &key, remote) {
         Ok(Some((_, binding))) => binding,
         Ok(None) => return Verdict::Drop(Reason::NoMapping),

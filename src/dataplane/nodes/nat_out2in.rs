@@ -12,7 +12,7 @@
 
 use super::{
     fragment,
-    nat_in2out::{error, largest_segment, reason_of, terms},
+    nat_in2out::{error, largest_segment, reason_of},
     nat64_out2in::{Inbound, nat64_out2in},
     prelude::*,
 };
@@ -112,7 +112,8 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return nat64_out2in(context, frames, slot, &inbound);
     }
     let mtu = match binding.owner.slot() {
-        Some(_) => terms(context, binding.owner).mtu,
+        // Without a session `exit_down` drops it.
+        Some(_) => context.terms(binding.owner).map_or(0, |terms| terms.mtu),
         None => context.routes.lookup(binding.inside_address).mtu,
     };
     if mtu != 0 && header.total_length > usize::from(mtu) && header.is_dont_fragment() {
