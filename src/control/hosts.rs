@@ -55,8 +55,9 @@ pub(super) struct Host {
 pub(super) struct Hosts {
     /// By outside address and protocol.
     ports: Vec<[Ports; PROTOCOLS]>,
-    hosts: HashMap<(Owner, Ipv4Addr), Host>,
-    /// The same, in an order in which they can be shown a page at a time ([`place`]).
+    /// By [`place`].
+    hosts: HashMap<u64, Host>,
+    /// Their places, in an order in which they can be shown a page at a time.
     places: BTreeSet<u64>,
     /// Those of IPv6, which the others are tokens of.
     pub(super) ip6: Hosts6,
@@ -102,7 +103,7 @@ impl Hosts {
         now: Nanos,
     ) -> Result<Lease, Reason> {
         let row = row(key.protocol).ok_or(Reason::UnknownProtocol)?;
-        let name = (key.owner, key.address);
+        let name = place((key.owner, key.address));
         let (address, is_new) = match self.hosts.get(&name) {
             Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
             Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
@@ -141,14 +142,14 @@ impl Hosts {
         host.bindings += 1;
         host.ports[row] += 1;
         if is_new {
-            self.places.insert(place(name));
+            self.places.insert(name);
         }
         Ok(Lease { address, port })
     }
 
     /// A binding is gone: takes its port back, and forgets a host that has none left.
     pub(super) fn give(&mut self, key: &BindingKey, lease: Lease, now: Nanos) {
-        let (Some(row), name) = (row(key.protocol), (key.owner, key.address)) else { return };
+        let (Some(row), name) = (row(key.protocol), place((key.owner, key.address))) else { return };
         let inside = self.name(key.address);
         let ports = &mut self.ports[usize::from(lease.address)][row];
         ports.give(lease.port, now);
@@ -171,7 +172,7 @@ impl Hosts {
         }
         if host.bindings == 0 {
             self.hosts.remove(&name);
-            self.places.remove(&place(name));
+            self.places.remove(&name);
         }
     }
 
@@ -190,7 +191,7 @@ impl Hosts {
         let owner = u32::try_from(place >> 32).ok()?;
         let owner = if owner == u32::MAX { Owner::INSIDE } else { Owner::session(owner) };
         let address = Ipv4Addr::from_bits(place as u32);
-        Some((owner, address, self.hosts.get(&(owner, address))?))
+        Some((owner, address, self.hosts.get(&place)?))
     }
 
     /// Ports by number of the outside address and protocol.

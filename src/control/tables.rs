@@ -92,8 +92,9 @@ impl Tables {
             sessions: Vec::new(),
             fans: Pool::new(config.fans),
             bindings: Pool::new(config.bindings),
-            nat: Vec::new(),
-            by_key: HashMap::new(),
+            // For all from the start: to grow would stop the control core for as long as it takes to move what is there.
+            nat: Vec::with_capacity(config.bindings as usize),
+            by_key: HashMap::with_capacity(config.bindings as usize),
             shared: HashSet::new(),
             hosts: Hosts::new(&config.nat, &outside, worker, config.bindings),
             published,

@@ -1,6 +1,10 @@
 //! One NAT binding: whose it is, and what is translated to what.
 
-use std::{mem::size_of, net::Ipv4Addr};
+use std::{
+    hash::{Hash, Hasher},
+    mem::size_of,
+    net::Ipv4Addr,
+};
 
 use super::{
     class::Class,
@@ -109,7 +113,7 @@ impl BindingInit {
 }
 
 /// What a packet from inside is bound by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindingKey {
     /// Who sent it.
     pub owner: Owner,
@@ -121,6 +125,19 @@ pub struct BindingKey {
     pub port: u16,
     /// Destination, where mapping is endpoint-dependent; else `None`.
     pub remote: Option<Endpoint>,
+}
+
+/// In few words, for it is done for each first packet, and where there is no better way, for each packet. A key with a
+/// remote end of zeros looks like one without; they are told apart when they are compared.
+impl Hash for BindingKey {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (remote_address, remote_port) = self.remote.unwrap_or((Ipv4Addr::UNSPECIFIED, 0));
+        let ports = u64::from(self.port) << 16 | u64::from(remote_port);
+        state.write_u64(u64::from(self.owner.0) << 32 | u64::from(self.address.to_bits()));
+        state.write_u64(u64::from(remote_address.to_bits()) << 32 | ports);
+        state.write_u8(self.protocol);
+    }
 }
 
 /// How a binding is found.

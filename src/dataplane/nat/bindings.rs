@@ -10,7 +10,10 @@
 //! outside [`prefetch_outside`](Bindings::prefetch_outside), then [`at_port`](Bindings::at_port) and
 //! [`prefetch`](Bindings::prefetch), then [`find_outside`](Bindings::find_outside).
 
-use std::{hash::Hasher, net::Ipv4Addr};
+use std::{
+    hash::{Hash, Hasher},
+    net::Ipv4Addr,
+};
 
 use siphasher::sip::SipHasher13;
 
@@ -130,13 +133,8 @@ impl Bindings {
     /// The hash of a key, for [`Bindings::find`] and the stages before it.
     #[inline]
     pub fn hash(&self, key: &BindingKey) -> u32 {
-        let (remote_address, remote_port) = key.remote.unwrap_or((Ipv4Addr::UNSPECIFIED, 0));
-        let owner = key.owner.slot().unwrap_or(u32::MAX);
         let mut hasher = SipHasher13::new_with_key(&self.hash_key);
-        hasher.write_u64(u64::from(owner) << 32 | u64::from(key.address.to_bits()));
-        hasher
-            .write_u64(u64::from(remote_address.to_bits()) << 32 | u64::from(key.port) << 16 | u64::from(remote_port));
-        hasher.write_u8(key.protocol);
+        key.hash(&mut hasher);
         hasher.finish() as u32
     }
 
