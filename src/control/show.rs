@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Control,
     sessions::{EntryPath, Part, RelayDown, Session, State},
-    tables::Tables,
+    tables::{Parts, Tables},
     ticks,
 };
 use crate::{
@@ -230,22 +230,15 @@ impl Control {
 
     /// The node at a glance.
     pub fn summary(&self, now: Nanos) -> Summary {
-        let (mut entries, mut relays, mut exits) = (0, 0, 0);
-        for session in self.workers.iter().flat_map(|tables| tables.sessions.iter().flatten()) {
-            match session.part {
-                Part::Entry(_) => entries += 1,
-                Part::Relay(_) => relays += 1,
-                Part::Exit(_) => exits += 1,
-            }
-        }
+        let sum = |count: fn(&Parts) -> usize| self.workers.iter().map(|tables| count(&tables.parts)).sum();
         Summary {
             name: self.config.name.clone(),
             boot_epoch: self.config.boot_epoch,
             uptime_ms: now.saturating_sub(self.started) / crate::MILLISECOND,
             is_registered: self.token_key.is_some(),
-            entries,
-            relays,
-            exits,
+            entries: sum(|parts| parts.entries),
+            relays: sum(|parts| parts.relays),
+            exits: sum(|parts| parts.exits),
             calls: self.exchanges.len(),
             peers: self.peers.places.iter().filter(|place| place.is_active).count(),
             workers: self.workers.iter().map(worker_summary).collect(),

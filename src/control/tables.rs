@@ -10,7 +10,7 @@ use super::{
     interface::ControlConfig,
     pools::{Generations, Pool},
     random::Random,
-    sessions::Session,
+    sessions::{Part, Session},
     ticks,
     wheel::Wheel,
 };
@@ -35,6 +35,7 @@ pub(super) struct Tables {
     pub(super) generations: Generations,
     /// By slot.
     pub(super) sessions: Vec<Option<Box<Session>>>,
+    pub(super) parts: Parts,
     pub(super) fans: Pool,
     pub(super) bindings: Pool,
     /// By binding.
@@ -55,6 +56,24 @@ pub(super) struct Tables {
     pub(super) spare_histograms: Option<Box<Histograms>>,
     /// Everything recorded since the start.
     pub(super) histograms: Histograms,
+}
+
+/// How many sessions have which part here: a million of them need not be looked at to say so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Parts {
+    pub(super) entries: usize,
+    pub(super) relays: usize,
+    pub(super) exits: usize,
+}
+
+impl Parts {
+    fn of(&mut self, part: &Part) -> &mut usize {
+        match part {
+            Part::Entry(_) => &mut self.entries,
+            Part::Relay(_) => &mut self.relays,
+            Part::Exit(_) => &mut self.exits,
+        }
+    }
 }
 
 /// A NAT binding.
@@ -90,6 +109,7 @@ impl Tables {
             slots: Pool::new(config.slots),
             generations: Generations::new(random.number() as u16),
             sessions: Vec::new(),
+            parts: Parts::default(),
             fans: Pool::new(config.fans),
             bindings: Pool::new(config.bindings),
             // For all from the start: to grow would stop the control core for as long as it takes to move what is there.
@@ -124,7 +144,15 @@ impl Tables {
 
     /// Puts a session into a slot.
     pub(super) fn put_session(&mut self, slot: u32, session: Session) {
+        *self.parts.of(&session.part) += 1;
         put(&mut self.sessions, slot, Box::new(session));
+    }
+
+    /// Takes a session out of its slot.
+    pub(super) fn take_session(&mut self, slot: u32) {
+        if let Some(session) = self.sessions[slot as usize].take() {
+            *self.parts.of(&session.part) -= 1;
+        }
     }
 
     /// Puts a binding into its place.

@@ -116,7 +116,7 @@ impl Control {
         }
         let fan = session.fan();
         let tables = &mut self.workers[ct_index.worker()];
-        tables.sessions[ct_index.slot() as usize] = None;
+        tables.take_session(ct_index.slot());
         tables.slots.give(ct_index.slot());
         if let Some(fan) = fan {
             tables.fans.give(fan);

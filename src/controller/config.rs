@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddrV4,
+    net::{SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,7 @@ use super::registry::Links;
 use crate::{
     config_file::{ConfigError, ConfigFile},
     rpc::messages::{NodeName, is_node_name},
+    telemetry::http,
 };
 
 /// Where the operator's socket is unless the file says otherwise.
@@ -25,6 +26,8 @@ pub struct ControllerConfig {
     pub listen: SocketAddrV4,
     /// The operator's UNIX socket.
     pub socket: PathBuf,
+    /// Where it answers with metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Which nodes are neighbours.
     pub links: Links,
     /// Certificate of the authority that signed all others.
@@ -43,6 +46,7 @@ struct File {
     controller: ControllerTable,
     tls: Option<TlsTable>,
     token: Option<TokenTable>,
+    metrics: Option<http::Table>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +79,7 @@ impl ControllerConfig {
 
     /// Checks the text of `file`.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
-        let File { controller, tls, token } = file.parse()?;
+        let File { controller, tls, token, metrics } = file.parse()?;
         let listen: SocketAddrV4 =
             file.parse_field("controller.listen", &controller.listen, "an IPv4 address and port, like 192.0.2.1:4400")?;
         if listen.port() == 0 {
@@ -90,6 +94,10 @@ impl ControllerConfig {
         Ok(Self {
             listen,
             socket: file.resolve(controller.socket.as_ref().map_or(SOCKET_DEFAULT, |socket| socket.get_ref())),
+            metrics: match &metrics {
+                Some(table) => Some(table.read(file, |_| None)?),
+                None => None,
+            },
             links,
             ca: file.existing_file("tls.ca", &tls.ca)?,
             certificate: file.existing_file("tls.certificate", &tls.certificate)?,
@@ -157,7 +165,9 @@ key = "token.key"
         assert_eq!(config.listen, "192.0.2.1:4400".parse().unwrap());
         assert_eq!(config.socket, Path::new(SOCKET_DEFAULT));
         assert!(config.links.joins("b", "a") && config.links.joins("b", "c") && !config.links.joins("a", "c"));
-        assert!(config.token_key.ends_with("token.key"));
+        assert!(config.token_key.ends_with("token.key") && config.metrics.is_none());
+        let metrics = read(&format!("{GOOD}[metrics]\nlisten = \"[::1]:9101\"\n")).unwrap().metrics;
+        assert_eq!(metrics, Some("[::1]:9101".parse().unwrap()));
         let mesh = read(&GOOD.replace("links = [[\"a\", \"b\"], [\"c\", \"b\"]]\n", "")).unwrap();
         assert_eq!(mesh.links, Links::FullMesh);
     }

@@ -5,6 +5,7 @@
 //! ([`crate::rpc::token`]); the control centre checks them and hands their public key to the nodes.
 
 pub mod config;
+mod metrics;
 pub mod process;
 pub mod registry;
 pub mod show;
@@ -30,12 +31,28 @@ pub const NAME: &str = "controller";
 pub struct Controller {
     registry: Registry,
     token_key: [u8; 32],
+    requests: Requests,
+}
+
+/// Requests since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Nodes that presented themselves.
+    pub registers: u64,
+    /// Nodes' reports.
+    pub reports: u64,
+    /// Clients that wanted to know the topology.
+    pub topologies: u64,
+    /// What is not for a control centre.
+    pub others: u64,
+    /// Of all of them: refused.
+    pub refused: u64,
 }
 
 impl Controller {
     /// A control centre that knows no node yet. `token_key` is the public half of the key that signs tokens.
     pub fn new(links: Links, token_key: [u8; 32]) -> Self {
-        Self { registry: Registry::new(links), token_key }
+        Self { registry: Registry::new(links), token_key, requests: Requests::default() }
     }
 
     /// What nodes said.
@@ -43,8 +60,21 @@ impl Controller {
         &self.registry
     }
 
+    /// How much it was asked.
+    pub fn requests(&self) -> Requests {
+        self.requests
+    }
+
     /// Answers one request. `unix_seconds` is the wall clock, for tokens only.
     pub fn handle(&mut self, caller: &Caller, request: Request, now: Nanos, unix_seconds: u64) -> Response {
+        let requests = &mut self.requests;
+        let count = match &request {
+            Request::Register(_) => &mut requests.registers,
+            Request::Report(_) => &mut requests.reports,
+            Request::Topology { .. } => &mut requests.topologies,
+            _ => &mut requests.others,
+        };
+        *count += 1;
         let response = match request {
             Request::Register(register) => self.register(caller, register, now),
             Request::Report(report) => self.report(caller, &report, now),
@@ -57,6 +87,7 @@ impl Controller {
         };
         response.unwrap_or_else(|reason| {
             tracing::debug!(?caller, %reason, "refused");
+            self.requests.refused += 1;
             Response::Failed(Failure { hop: NAME.to_owned(), reason })
         })
     }

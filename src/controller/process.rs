@@ -1,14 +1,14 @@
 //! The control centre as a process: QUIC, the operator's socket, signals.
 
 use std::{
-    io,
+    future, io,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use tokio::sync::Notify;
 
-use super::{Controller, ControllerConfig, show};
+use super::{Controller, ControllerConfig, metrics, show};
 use crate::{
     Nanos,
     rpc::{
@@ -17,7 +17,10 @@ use crate::{
         quic::{Incoming, ListenError, Server},
         token::{self, SigningKey},
     },
-    telemetry::operator::OperatorSocket,
+    telemetry::{
+        http::{self, MetricsServer},
+        operator::OperatorSocket,
+    },
 };
 
 /// Why the control centre could not be started.
@@ -32,6 +35,9 @@ pub enum RunError {
     /// The operator's socket.
     #[error("the operator's socket {0}")]
     Operator(#[source] io::Error),
+    /// The metrics' address.
+    #[error(transparent)]
+    Metrics(#[from] http::ListenError),
     /// The runtime or the signal handler.
     #[error("cannot start: {0}")]
     System(String),
@@ -56,6 +62,7 @@ async fn serve(config: &ControllerConfig, stop: &Notify) -> Result<(), RunError>
     let token_key = SigningKey::load(&config.token_key)?.public();
     let controller = Arc::new(Mutex::new(Controller::new(config.links.clone(), token_key)));
     let operator = OperatorSocket::bind(&config.socket).map_err(RunError::Operator)?;
+    let metrics_server = config.metrics.map(MetricsServer::bind).transpose()?;
     let (server, mut requests) = Server::listen(config.listen, &tls)?;
     tracing::info!(address = %config.listen, socket = %config.socket.display(), "control centre is up");
 
@@ -66,6 +73,17 @@ async fn serve(config: &ControllerConfig, stop: &Notify) -> Result<(), RunError>
         let answer = show::answer(lock(&shown).registry(), &topic, now());
         async move { answer }
     });
+    let measured = Arc::clone(&controller);
+    let measure = move || {
+        let text = metrics::text(&lock(&measured), 0, now());
+        async move { text }
+    };
+    let measure = async {
+        match &metrics_server {
+            Some(server) => server.serve(measure).await,
+            None => future::pending().await,
+        }
+    };
     let answer = async {
         while let Some(Incoming { caller, request, responder }) = requests.recv().await {
             responder.respond(lock(&controller).handle(&caller, request, now(), token::unix_seconds()));
@@ -73,6 +91,7 @@ async fn serve(config: &ControllerConfig, stop: &Notify) -> Result<(), RunError>
     };
     tokio::select! {
         () = show => {}
+        () = measure => {}
         () = answer => {}
         () = stop.notified() => tracing::info!("stopping"),
     }
@@ -120,6 +139,7 @@ mod tests {
         let config = ControllerConfig {
             listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, free),
             socket: path("controller.sock"),
+            metrics: None,
             links: Links::FullMesh,
             ca: path("ca.pem"),
             certificate: path("controller.pem"),

@@ -5,7 +5,7 @@ mod gateway;
 mod nat;
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,7 @@ use crate::{
     dataplane::{gateway::OutsideAddress, nat::NatConfig},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
+    telemetry::http,
 };
 
 /// Ports a node reserves at least: one for relay packets, the rest for NAT.
@@ -61,6 +62,8 @@ pub struct NodeConfig {
     pub pin: bool,
     /// The operator's UNIX socket.
     pub socket: PathBuf,
+    /// Where it answers with metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Sizes of the tables of one worker.
     pub limits: NodeLimits,
     /// How its NAT behaves.
@@ -164,6 +167,7 @@ struct File {
     tls: Option<TlsTable>,
     controller: Option<ControllerTable>,
     gateway: Option<gateway::Table>,
+    metrics: Option<http::Table>,
     #[serde(default)]
     nat: nat::Table,
     #[serde(default)]
@@ -220,7 +224,7 @@ impl NodeConfig {
 
     /// Checks the text of `file`.
     pub fn from_file(file: &ConfigFile) -> Result<Self, ConfigError> {
-        let File { node, tls, controller, gateway, nat, limits, exit } = file.parse()?;
+        let File { node, tls, controller, gateway, metrics, nat, limits, exit } = file.parse()?;
         let name = read_name(file, &node.name)?;
         let address: Ipv4Addr = file.parse_field("node.address", &node.address, "an IPv4 address, like 192.0.2.1")?;
         if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
@@ -251,6 +255,13 @@ impl NodeConfig {
             Some(socket) => file.resolve(socket.get_ref()),
             None => Path::new(super::RUN_DIRECTORY).join(format!("{name}.sock")),
         };
+        let outside = gateway.iter().flat_map(|gateway| &gateway.addresses).copied();
+        let taken: Vec<OutsideAddress> =
+            [OutsideAddress { first: ports.first, ..own }].into_iter().chain(outside).collect();
+        let metrics = match &metrics {
+            Some(table) => Some(table.read(file, |at| taken_by(at, &taken))?),
+            None => None,
+        };
         Ok(Self {
             file: file.path().to_owned(),
             name,
@@ -263,6 +274,7 @@ impl NodeConfig {
             idle: node.idle,
             pin: node.pin.unwrap_or(true),
             socket,
+            metrics,
             limits: read_limits(file, &limits)?,
             nat,
             exit,
@@ -286,6 +298,7 @@ impl NodeConfig {
             idle,
             pin,
             socket,
+            metrics,
             limits,
             nat,
             exit,
@@ -301,6 +314,7 @@ impl NodeConfig {
         compare("node.idle", *idle == new.idle);
         compare("node.pin", *pin == new.pin);
         compare("node.socket", *socket == new.socket);
+        compare("metrics", *metrics == new.metrics);
         compare("limits", *limits == new.limits);
         let with_new_addresses = NatConfig {
             addresses: new.nat.addresses.clone(),
@@ -357,6 +371,16 @@ fn read_control(file: &ConfigFile, value: &Spanned<String>, ports: PortRange) ->
         return refuse(format!("port {} is not allowed: it is inside node.ports {ports}", control.port()));
     }
     Ok(control)
+}
+
+/// What to say of an address and port whose packets never come to the kernel, since they are NAT's or relay's.
+fn taken_by(at: SocketAddr, taken: &[OutsideAddress]) -> Option<String> {
+    let is_of = |outside: &&OutsideAddress| {
+        let is_same = at.ip() == IpAddr::V4(outside.address) || at.ip().is_unspecified();
+        is_same && (outside.first..=outside.last).contains(&at.port())
+    };
+    let OutsideAddress { address, first, last } = taken.iter().find(is_of)?;
+    Some(format!("port {} is not allowed: of {address} ports {first}-{last} are the node's", at.port()))
 }
 
 /// The interfaces of `node.interfaces` and of the gateway.
@@ -673,5 +697,19 @@ address = "192.0.2.9:4400"
             "node.toml:13: limits.slot: unknown field `slot`, expected one of `slots`, `sessions`, `bindings`, \
              `bindings_a_session`, `frames`"
         );
+    }
+
+    #[test]
+    fn metrics_are_answered_where_packets_come_to_the_kernel() {
+        let with = |listen: &str| read("[controller]", &format!("[metrics]\nlisten = \"{listen}\"\n[controller]"));
+        assert_eq!(with("127.0.0.1:9100").unwrap().metrics, Some("127.0.0.1:9100".parse().unwrap()));
+        assert_eq!(with("127.0.0.1:40001").unwrap().metrics, Some("127.0.0.1:40001".parse().unwrap()));
+        assert_eq!(read("fra1", "fra1").unwrap().metrics, None);
+        for listen in ["192.0.2.1:40001", "0.0.0.0:40001", "[::]:40001"] {
+            assert_eq!(
+                with(listen).unwrap_err(),
+                "node.toml:13: metrics.listen: port 40001 is not allowed: of 192.0.2.1 ports 40000-49999 are the node's"
+            );
+        }
     }
 }

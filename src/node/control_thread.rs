@@ -19,6 +19,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use super::{
     clock::NodeClock,
+    metrics::Measured,
     views::{self, PathsQuestion},
     worker_thread::Doorbell,
 };
@@ -63,6 +64,8 @@ pub(super) enum Input {
     Report(oneshot::Sender<Report>),
     /// The node at a glance is wanted.
     Summary(oneshot::Sender<Summary>),
+    /// What it knows for metrics is wanted.
+    Measure(oneshot::Sender<Measured>),
     /// The operator wants to see something else.
     Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
     /// The operator asks about the NAT.
@@ -215,6 +218,9 @@ impl ControlThread {
             }
             Input::Summary(answer) => {
                 let _ = answer.send(self.control.summary(now));
+            }
+            Input::Measure(answer) => {
+                let _ = answer.send(Measured::of(&self.control, self.workers.len(), now));
             }
             Input::Show { topic: Topic::Paths, answer } => {
                 let mut question = PathsQuestion::new(self.control.sessions(now), answer, now + PATHS_PATIENCE);

@@ -8,6 +8,7 @@ pub mod config;
 mod control_thread;
 pub mod cores;
 pub mod kernel;
+mod metrics;
 mod network_thread;
 mod operation;
 pub mod port_claim;

@@ -1,4 +1,5 @@
-//! The thread of everything that waits for sockets: control messages in and out, the control centre, the operator.
+//! The thread of everything that waits for sockets: control messages in and out, the control centre, the operator,
+//! metrics.
 //! One tokio runtime in one thread; it decides nothing.
 
 use std::{
@@ -18,6 +19,7 @@ use tokio::{
 use super::{
     config::{NodeConfig, OverlayConfig},
     control_thread::{Call, ControlSender, Input},
+    metrics,
     operation::Order,
     views::Facts,
 };
@@ -29,7 +31,12 @@ use crate::{
         messages::{FailureReason, Register, Request, Response},
         quic::{Incoming, ListenError, Pool, Server},
     },
-    telemetry::{operator::OperatorSocket, show::Topic, show_nat},
+    telemetry::{
+        http::{self, MetricsServer},
+        operator::OperatorSocket,
+        show::Topic,
+        show_nat,
+    },
 };
 
 /// How long another node may take to answer: it may be waiting for the next one itself.
@@ -53,6 +60,7 @@ pub(super) struct Network {
     /// None at a node without an overlay.
     overlay: Option<Overlay>,
     operator: OperatorSocket,
+    metrics: Option<MetricsServer>,
 }
 
 /// What other nodes, clients and the control centre are spoken to by.
@@ -81,10 +89,13 @@ pub enum NetworkError {
     /// The operator's socket.
     #[error("node.socket: {0}")]
     Operator(io::Error),
+    /// The metrics' address.
+    #[error(transparent)]
+    Metrics(#[from] http::ListenError),
 }
 
 impl Network {
-    /// Binds the control address and the operator's socket. Nothing is answered before [`Network::run`].
+    /// Binds the control address, the operator's socket and the metrics' address. Nothing is answered before [`Network::run`].
     pub(super) fn bind(config: &NodeConfig) -> Result<Self, NetworkError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NetworkError::Runtime)?;
@@ -94,8 +105,9 @@ impl Network {
             None => None,
         };
         let operator = OperatorSocket::bind(&config.socket).map_err(NetworkError::Operator)?;
+        let metrics = config.metrics.map(MetricsServer::bind).transpose()?;
         drop(guard);
-        Ok(Self { runtime, overlay, operator })
+        Ok(Self { runtime, overlay, operator, metrics })
     }
 
     /// Serves until `stop` is sent or dropped, then tells every peer and removes the operator's socket.
@@ -107,16 +119,21 @@ impl Network {
         facts: &Arc<Facts>,
         stop: oneshot::Receiver<()>,
     ) {
-        let Self { runtime, mut overlay, operator } = self;
+        let Self { runtime, mut overlay, operator, metrics: server } = self;
         runtime.block_on(async {
             let answer = {
                 let (control, facts) = (control.clone(), Arc::clone(facts));
                 move |topic| show(topic, control.clone(), Arc::clone(&facts))
             };
+            let measure = {
+                let (control, facts) = (control.clone(), Arc::clone(facts));
+                move || metrics::text(control.clone(), Arc::clone(&facts))
+            };
             tokio::select! {
                 _ = stop => {}
                 () = serve_overlay(overlay.as_mut(), calls, register, facts, control) => {}
                 () = operator.serve(answer) => {}
+                () = serve_metrics(server.as_ref(), measure) => {}
             }
             if let Some(Overlay { server, pool, .. }) = overlay {
                 pool.close();
@@ -149,6 +166,17 @@ async fn serve_overlay(
         () = pass_requests(incoming, control) => {}
         () = make_calls(calls, pool, control) => {}
         () = keep_registered(pool, *controller, register, facts, control) => {}
+    }
+}
+
+/// Does not end.
+async fn serve_metrics<A>(server: Option<&MetricsServer>, measure: impl Fn() -> A + Clone + Send + Sync + 'static)
+where
+    A: Future<Output = String> + Send + 'static,
+{
+    match server {
+        Some(server) => server.serve(measure).await,
+        None => future::pending().await,
     }
 }
 

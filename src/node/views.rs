@@ -122,7 +122,8 @@ impl Facts {
         })
     }
 
-    fn workers(&self) -> Vec<WorkerView> {
+    /// By worker.
+    pub(super) fn each_worker(&self) -> Vec<WorkerView> {
         let mut views: Vec<WorkerView> = Vec::new();
         for (number, published) in self.published.iter().enumerate() {
             let core = self.cores.get(number).copied().flatten();
@@ -131,6 +132,11 @@ impl Facts {
             let counters = worker(&published.worker);
             views.push(WorkerView { worker: number.to_string(), core, table_bytes, table_bytes_huge, ..counters });
         }
+        views
+    }
+
+    fn workers(&self) -> Vec<WorkerView> {
+        let mut views = self.each_worker();
         if views.len() > 1 {
             let mut all = WorkerView { worker: "all".to_owned(), ..WorkerView::default() };
             views.iter().for_each(|view| all.add(view));
@@ -198,11 +204,12 @@ fn worker(counters: &WorkerCounters) -> WorkerView {
 }
 
 /// Sum over the workers of one counter of graph node `node`.
-fn sum(published: &[Arc<Published>], node: usize, counter: impl Fn(&NodeCounters) -> &AtomicU64) -> u64 {
+pub(super) fn sum(published: &[Arc<Published>], node: usize, counter: impl Fn(&NodeCounters) -> &AtomicU64) -> u64 {
     published.iter().map(|worker| counter(&worker.nodes[node]).load(Relaxed)).sum()
 }
 
-fn graph(published: &[Arc<Published>]) -> Vec<GraphNodeView> {
+/// The packet graph, all workers together.
+pub(super) fn graph(published: &[Arc<Published>]) -> Vec<GraphNodeView> {
     let view = |node: &crate::dataplane::graph::Node| {
         let number = node.id as usize;
         let edges = node.next.iter().map(|next| EdgeView {

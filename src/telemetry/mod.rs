@@ -1,6 +1,8 @@
 //! What can be seen of a node from outside.
 
 pub mod histogram;
+pub mod http;
+pub mod metrics;
 pub(crate) mod named;
 pub mod operator;
 pub mod show;

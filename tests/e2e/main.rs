@@ -6,6 +6,7 @@ mod errors;
 mod faults;
 mod gateway;
 mod gateway6;
+mod metrics;
 mod operation;
 mod overlay6;
 mod stun;

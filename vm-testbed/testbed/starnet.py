@@ -7,6 +7,7 @@ import time
 from . import Failed, processes
 from .kernel import run
 
+METRICS = {"listen": "127.0.0.1:9100"}  # each host has a loopback of its own
 CONTROL_PORT = 4433  # outside the reserved range: control messages go through the kernel
 PORTS = "40000-49999"
 INSIDE = "100.64.0.{}"
@@ -47,6 +48,7 @@ def controller_config(state, topology, host):
         },
         "tls": tls_files(state, "controller"),
         "token": {"key": str(state.directory / "tls" / "token.key")},
+        "metrics": METRICS,
     }
 
 
@@ -67,6 +69,7 @@ def node_config(state, topology, host):
         },
         "tls": tls_files(state, host.name),
         "controller": {"address": controller_address(topology)},
+        "metrics": METRICS,
     }
     if host.role == "exit":
         # The test servers have addresses reserved for documentation, which an exit denies by default.
@@ -88,6 +91,7 @@ def gateway_config(state, topology, host):
             "socket": str(state.socket(host.name)),
         },
         "gateway": {"inside": inside, "outside": [name for name in links if name not in inside]},
+        "metrics": METRICS,
     }
 
 
