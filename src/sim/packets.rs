@@ -83,7 +83,8 @@ pub(super) fn relay(source: SocketAddrV4, to: SocketAddrV4, header: &Header, key
 /// A frame around a packet.
 pub(super) fn frame(destination: Mac, source: Mac, packet: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; ethernet::HEADER_BYTES];
-    let kind = if packet[0] >> 4 == 6 { ethernet::TYPE_IP6 } else { ethernet::TYPE_IP4 };
+    let is_ip6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let kind = if is_ip6 { ethernet::TYPE_IP6 } else { ethernet::TYPE_IP4 };
     ethernet::emit_as(&mut frame, destination, source, kind);
     frame.extend_from_slice(packet);
     frame
