@@ -39,7 +39,7 @@ pub(super) struct ClearNat {
     socket: Option<PathBuf>,
 }
 
-/// Ways to disturb a node.
+/// Ways to disturb a node, and to see whether it felt that.
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Debug {
     /// Have the control core do nothing for so long; established flows must not feel it
@@ -50,12 +50,22 @@ pub(super) enum Debug {
         #[arg(long, value_name = "PATH")]
         socket: Option<PathBuf>,
     },
+    /// Print the residence times of packets since the start, and how many had each, as JSON: [[nanoseconds, packets], ...]
+    Residence {
+        /// The socket of the node [default: the only one in /run/starnet]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
 }
 
 pub(super) fn debug(what: &Debug) -> Result<(), Failure> {
-    let Debug::Stall { milliseconds, socket } = what;
-    order(&format!("stall {milliseconds}"), socket.as_deref())?;
-    print(&format!("stalled: {milliseconds} ms\n"))
+    match what {
+        Debug::Stall { milliseconds, socket } => {
+            order(&format!("stall {milliseconds}"), socket.as_deref())?;
+            print(&format!("stalled: {milliseconds} ms\n"))
+        }
+        Debug::Residence { socket } => print(&format!("{}\n", order("residence", socket.as_deref())?)),
+    }
 }
 
 /// Tables that can be cleared.

@@ -52,13 +52,24 @@ impl Measured {
         (0..workers).for_each(|worker| histograms.merge(control.histograms(worker)));
         Self { summary: control.summary(now), peers: control.peers(), histograms }
     }
+
+    /// Residence times since the start, and how often each was seen: who asks twice knows those in between.
+    pub(super) fn residence(&self) -> Vec<(u64, u64)> {
+        let recorded = self.histograms.residence.iter_recorded();
+        recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+    }
+}
+
+/// What the control core says of itself now; none: it did not answer.
+pub(super) async fn measure(control: &ControlSender) -> Option<Measured> {
+    let (answer, answered) = oneshot::channel();
+    control.send(Input::Measure(answer));
+    timeout(CORE_PATIENCE, answered).await.ok().and_then(Result::ok)
 }
 
 /// All metrics of the node, as text.
 pub(super) async fn text(control: ControlSender, facts: Arc<Facts>) -> String {
-    let (answer, answered) = oneshot::channel();
-    control.send(Input::Measure(answer));
-    let measured = timeout(CORE_PATIENCE, answered).await.ok().and_then(Result::ok);
+    let measured = measure(&control).await;
     let mut text = Exposition::default();
     write_facts(&mut text, &facts, measured.is_some());
     write_workers(&mut text, &facts);

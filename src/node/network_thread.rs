@@ -274,6 +274,10 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
         control.send(Input::ClearNat { filter, after, answer });
         return serde_json::to_value(answered(receiver).await?).map_err(|error| error.to_string());
     }
+    if topic == "residence" {
+        let measured = metrics::measure(&control).await.ok_or("the control core did not answer in time")?;
+        return serde_json::to_value(measured.residence()).map_err(|error| error.to_string());
+    }
     if let Some(milliseconds) = topic.strip_prefix("stall ") {
         let milliseconds = milliseconds.parse().ok().filter(|time| *time <= STALL_MS_MAX);
         let time = milliseconds.ok_or_else(|| format!("a stall lasts 0 to {STALL_MS_MAX} milliseconds"))?;
