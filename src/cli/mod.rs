@@ -24,6 +24,7 @@ use crate::{
     config_file::ConfigError,
     controller::{self, ControllerConfig},
     node::{self, NodeError},
+    telemetry::operator::AskError,
 };
 
 /// A packet relay appliance: carries IP packets over several paths at once, AF_XDP in, AF_XDP out.
@@ -91,6 +92,12 @@ enum Failure {
 impl Failure {
     fn runtime(error: impl fmt::Display) -> Self {
         Self::Runtime(error.to_string())
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        Self::runtime(error)
     }
 }
 

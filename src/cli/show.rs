@@ -6,12 +6,17 @@ use serde_json::Value;
 
 use super::{Failure, print};
 use crate::{
-    control::show_nat::{Cursor, NatFilter, NatPart},
+    control::{
+        page::Cursor,
+        show_nat::{NatFilter, NatPart},
+        show_sessions::{SessionFilter, SessionQuestion},
+    },
     node::RUN_DIRECTORY,
     telemetry::{
         operator,
+        pages::{self, Piece},
         show::{self, Topic},
-        show_nat,
+        show_nat, show_sessions,
     },
 };
 
@@ -23,10 +28,12 @@ pub(super) struct Arguments {
     part: Option<NatPart>,
     #[command(flatten)]
     filter: NatFilter,
-    /// Of the NAT's flows and hosts: rows at most; 0: all
+    #[command(flatten)]
+    sessions: SessionFilter,
+    /// Of sessions, and of the NAT's flows and hosts: rows at most; 0: all
     #[arg(long, value_name = "ROWS", default_value_t = 100)]
     limit: usize,
-    /// Of the NAT's flows and hosts: go on behind what an earlier answer ended with
+    /// Of the same: go on behind what an earlier answer ended with
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
     /// The socket of the process [default: the only one in /run/starnet]
@@ -41,34 +48,97 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let topic = arguments.topic;
+    let Arguments { topic, part, filter, sessions, limit, after, json, .. } = arguments;
+    check(arguments)?;
     let socket = socket_of(arguments.socket.as_deref())?;
-    if topic == Topic::Nat {
-        return show_nat(arguments, &socket);
+    match topic {
+        Topic::Nat => {
+            let part = part.unwrap_or(NatPart::Summary);
+            let question = |after, limit| show_nat::question(part, filter, after, limit);
+            let mut printer = Printer::new(*json, |rows| show_nat::columns(part, rows));
+            pages::ask(&socket, question, *after, *limit, |piece| printer.take(piece))
+        }
+        Topic::Sessions | Topic::Paths => {
+            let filter = SessionFilter { state: filter.state.clone(), ..sessions.clone() };
+            let question = |after, limit| {
+                show_sessions::question(*topic, &SessionQuestion { filter: filter.clone(), after, limit })
+            };
+            let mut printer = Printer::new(*json, |rows| show::columns(*topic, rows));
+            pages::ask(&socket, question, *after, *limit, |piece| printer.take(piece))
+        }
+        _ => {
+            let answer: Value = operator::ask(&socket, topic.name())?;
+            let answer = if arguments.all { answer } else { show::without_zeroes(*topic, answer) };
+            Printer::new(*json, |rows| show::columns(*topic, rows)).take(Piece::Whole(answer))
+        }
     }
-    if arguments.part.is_some() {
-        return Err(Failure::Usage(
-            "only 'nat' has parts: starnet show nat flows (see starnet show --help)".to_owned(),
-        ));
-    }
-    let answer: Value = operator::ask(&socket, topic.name()).map_err(Failure::runtime)?;
-    let answer = if arguments.all { answer } else { show::without_zeroes(topic, answer) };
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&answer).map_err(Failure::runtime)?;
-        return print(&format!("{text}\n"));
-    }
-    print(&show::columns(topic, answer).map_err(Failure::Runtime)?)
 }
 
-fn show_nat(arguments: &Arguments, socket: &Path) -> Result<(), Failure> {
-    let part = arguments.part.unwrap_or(NatPart::Summary);
-    let Arguments { filter, after, limit, .. } = arguments;
-    let answer = show_nat::ask(socket, part, filter, *after, *limit).map_err(Failure::runtime)?;
-    if arguments.json {
-        let text = serde_json::to_string_pretty(&answer).map_err(Failure::runtime)?;
-        return print(&format!("{text}\n"));
+/// A filter that the topic does not have would be left out without a word.
+fn check(Arguments { topic, part, filter, sessions, .. }: &Arguments) -> Result<(), Failure> {
+    let is_nat = *topic == Topic::Nat;
+    let is_sessions = matches!(topic, Topic::Sessions | Topic::Paths);
+    let without_state = NatFilter { state: None, ..filter.clone() };
+    let (of_nat, of_sessions) = (without_state != NatFilter::default(), *sessions != SessionFilter::default());
+    let problem = match () {
+        () if part.is_some() && !is_nat => "only 'nat' has parts: starnet show nat flows",
+        () if of_nat && !is_nat => "--host, --protocol, --port, --outside and --owner are for 'nat'",
+        () if of_sessions && !is_sessions => "--client, --role, --session and --entry are for 'sessions' and 'paths'",
+        () if filter.state.is_some() && !is_nat && !is_sessions => "--state is for 'nat', 'sessions' and 'paths'",
+        () => return Ok(()),
+    };
+    Err(Failure::Usage(format!("{problem} (see starnet show --help)")))
+}
+
+/// Prints an answer as its pieces come.
+struct Printer<F> {
+    is_json: bool,
+    columns: F,
+    rows: usize,
+}
+
+impl<F: Fn(Value) -> Result<String, String>> Printer<F> {
+    fn new(is_json: bool, columns: F) -> Self {
+        Self { is_json, columns, rows: 0 }
     }
-    print(&show_nat::columns(part, answer).map_err(Failure::Runtime)?)
+
+    fn take(&mut self, piece: Piece) -> Result<(), Failure> {
+        let text = if self.is_json { self.json(piece) } else { self.text(piece) };
+        print(&text?)
+    }
+
+    fn text(&mut self, piece: Piece) -> Result<String, Failure> {
+        let columns = |value| (self.columns)(value).map_err(Failure::Runtime);
+        match piece {
+            Piece::Whole(answer) => columns(answer),
+            Piece::Rows(rows) => {
+                self.rows += rows.len();
+                columns(Value::Array(rows))
+            }
+            Piece::End(next) => {
+                let none = if self.rows == 0 { columns(Value::Array(Vec::new()))? } else { String::new() };
+                Ok(none + &next.map_or(String::new(), |next| format!("there may be more: --after {next}\n")))
+            }
+        }
+    }
+
+    /// One object, a row a line: `{"rows": […], "next": …}`.
+    fn json(&mut self, piece: Piece) -> Result<String, Failure> {
+        let begin = if self.rows == 0 { "{\n  \"rows\": [\n    " } else { ",\n    " };
+        Ok(match piece {
+            Piece::Whole(answer) => serde_json::to_string_pretty(&answer).map_err(Failure::runtime)? + "\n",
+            Piece::Rows(rows) => {
+                self.rows += rows.len();
+                let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+                format!("{begin}{}", lines.join(",\n    "))
+            }
+            Piece::End(next) => {
+                let next = serde_json::to_string(&next).map_err(Failure::runtime)?;
+                let begin = if self.rows == 0 { "{\n  \"rows\": [" } else { "\n  " };
+                format!("{begin}],\n  \"next\": {next}\n}}\n")
+            }
+        })
+    }
 }
 
 /// The socket to ask: the one named, or the only one there is.
@@ -98,6 +168,57 @@ fn only_socket(directory: &Path) -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is printed of these pieces.
+    fn printed(is_json: bool, pieces: &[Piece]) -> String {
+        let mut printer = Printer::new(is_json, |rows| Ok(format!("{rows}\n")));
+        let mut text = String::new();
+        for piece in pieces.iter().cloned() {
+            let piece = if is_json { printer.json(piece) } else { printer.text(piece) };
+            text += &piece.unwrap_or_else(|_| panic!("{text}"));
+        }
+        text
+    }
+
+    #[test]
+    fn pages_are_printed_as_one_answer() {
+        let rows = |rows: &[u32]| Piece::Rows(rows.iter().map(|row| Value::from(*row)).collect());
+        let next = Some("0.7".parse().unwrap());
+        for (pieces, json, text) in [
+            (vec![Piece::End(None)], serde_json::json!({ "rows": [], "next": null }), "[]\n"),
+            (
+                vec![rows(&[1, 2]), rows(&[3]), Piece::End(next)],
+                serde_json::json!({ "rows": [1, 2, 3], "next": "0.7" }),
+                "[1,2]\n[3]\nthere may be more: --after 0.7\n",
+            ),
+            (vec![Piece::Whole(serde_json::json!([4]))], serde_json::json!([4]), "[4]\n"),
+        ] {
+            assert_eq!(serde_json::from_str::<Value>(&printed(true, &pieces)).unwrap(), json);
+            assert_eq!(printed(false, &pieces), text);
+        }
+    }
+
+    #[test]
+    fn filters_that_a_topic_does_not_have_are_refused() {
+        #[derive(clap::Parser, Debug)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let refused = |line: &str| {
+            let words = std::iter::once("show").chain(line.split(' '));
+            let Line { arguments } = clap::Parser::try_parse_from(words).unwrap();
+            check(&arguments).is_err()
+        };
+        for line in
+            ["sessions --client a --role exit --state open", "nat flows --state udp --port 53", "paths --entry a"]
+        {
+            assert!(!refused(line), "{line}");
+        }
+        for line in ["sessions --host 10.0.0.1", "nat --client a", "peers --state open", "sessions flows"] {
+            assert!(refused(line), "{line}");
+        }
+    }
 
     #[test]
     fn the_only_socket_needs_no_name_and_two_do() {

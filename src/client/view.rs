@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::{drops::Drops, flow::Flow, session::Counters};
 use crate::{
     Nanos, SECOND,
+    control::show_sessions::SessionFilter,
     rpc::messages::{SessionId, SessionKind},
-    telemetry::show::DropView,
+    telemetry::{show::DropView, show_sessions},
 };
 
 /// One session, open or not.
@@ -67,6 +68,16 @@ pub struct PathView {
 
 /// The answer to a question, or what can be asked.
 pub(super) fn answer(topic: &str, flows: &HashMap<u64, Flow>, drops: &Drops, now: Nanos) -> Result<Value, String> {
+    let topic = match show_sessions::read(topic) {
+        Some(question) => {
+            let (topic, question) = question?;
+            if question.filter != SessionFilter::default() {
+                return Err("a client shows all of its sessions: there are no filters".to_owned());
+            }
+            topic.name()
+        }
+        None => topic,
+    };
     let mut flows: Vec<_> = flows.iter().collect();
     flows.sort_by_key(|(id, _)| **id);
     let flows = flows.into_iter().map(|(_, flow)| flow);

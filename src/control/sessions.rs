@@ -52,6 +52,18 @@ pub(super) enum State {
     Closing,
 }
 
+impl State {
+    /// Its name on screen.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Ageing => "ageing",
+            Self::Closing => "closing",
+        }
+    }
+}
+
 /// A session at this node.
 #[derive(Debug)]
 pub(super) struct Session {

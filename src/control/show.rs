@@ -184,17 +184,11 @@ pub struct Use {
 }
 
 impl Control {
-    /// All sessions, by worker and slot.
-    pub fn sessions(&self, now: Nanos) -> Vec<SessionView> {
-        let mut views = Vec::new();
-        for (worker, tables) in self.workers.iter().enumerate() {
-            for (slot, session) in (0u32..).zip(&tables.sessions) {
-                if let Some(session) = session {
-                    views.push(view(tables, CtIndex::new(worker, slot), session, now));
-                }
-            }
-        }
-        views
+    /// The first page of all sessions, by worker and slot: more than a test has.
+    #[cfg(test)]
+    pub(crate) fn sessions(&self, now: Nanos) -> Vec<SessionView> {
+        let question = super::show_sessions::SessionQuestion { limit: super::page::ROWS_MAX, ..Default::default() };
+        self.session_page(&question, now).rows
     }
 
     /// All neighbours, those that are gone at the end of their time included.
@@ -265,7 +259,8 @@ fn worker_summary(tables: &Tables) -> WorkerSummary {
     }
 }
 
-fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: Nanos) -> SessionView {
+/// What is shown of a session.
+pub(super) fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: Nanos) -> SessionView {
     let stamp = &tables.published.slots[ct_index.slot() as usize];
     let is_written = session.state != State::Opening;
     let idle = (ticks(now).wrapping_sub(stamp.last_seen.load(Relaxed)) as i32).max(0) as u64;
@@ -290,7 +285,7 @@ fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: Nanos) -> Se
     SessionView {
         session: session.name.session[..4].iter().map(|byte| format!("{byte:02x}")).collect(),
         role: role.into(),
-        state: format!("{:?}", session.state).to_lowercase(),
+        state: session.state.name().into(),
         kind: kind(session.kind),
         client: session.client.clone(),
         entry: session.name.entry.clone(),

@@ -1,14 +1,11 @@
 //! What `starnet show nat` prints, a page at a time, and `starnet clear nat`.
 //!
-//! A node may have millions of bindings, and the control core has other things to do: a question looks at a bounded part of
-//! the tables ([`SCAN`]) and says where the next one goes on. Nothing is copied or locked; workers are not asked, for
-//! what they know alone they publish.
+//! A node may have millions of bindings: what lists them is asked in pages ([`page`]). Workers are not asked, for what they
+//! know alone they publish.
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     ops::Bound::{Excluded, Unbounded},
-    str::FromStr,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -17,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Control,
     hosts::{PROTOCOLS, row},
+    page::{self, Cursor, Page, ROWS_MAX, SCAN},
     tables::{NatBinding, Tables},
     ticks,
 };
@@ -26,12 +24,6 @@ use crate::{
     limits::TICK,
     wire::ip4,
 };
-
-/// Places of the tables that one question looks at.
-const SCAN: usize = 1 << 16;
-
-/// Rows of one answer.
-pub const ROWS_MAX: usize = 1000;
 
 /// Bindings that one order frees: the worker's ring has room for them.
 const CLEARED_AT_ONCE: usize = 1024;
@@ -65,7 +57,7 @@ pub struct NatFilter {
     /// Seen by servers at this address
     #[arg(long, value_name = "ADDRESS")]
     pub outside: Option<IpAddr>,
-    /// In this state: udp, icmp, opening, established, closing
+    /// In this state: udp, icmp, opening, established, closing; of sessions: opening, open, ageing, closing
     #[arg(long)]
     pub state: Option<String>,
     /// Of this session of the overlay (its slot); `inside`: of no session, but of the gateway's hosts
@@ -83,44 +75,6 @@ pub enum NatProtocol {
     Udp,
 }
 
-/// Where in the tables to go on: worker, and the last place that was looked at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Cursor {
-    worker: u32,
-    place: u64,
-}
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.worker, self.place)
-    }
-}
-
-impl FromStr for Cursor {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('.').and_then(|(worker, place)| Some((worker.parse().ok()?, place.parse().ok()?)));
-        let (worker, place) = parts.ok_or_else(|| format!("'{text}' is not what an earlier answer ended with"))?;
-        Ok(Self { worker, place })
-    }
-}
-
-impl From<Cursor> for String {
-    fn from(cursor: Cursor) -> Self {
-        cursor.to_string()
-    }
-}
-
-impl TryFrom<String> for Cursor {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
 /// A question about the NAT.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NatQuestion {
@@ -132,15 +86,6 @@ pub struct NatQuestion {
     pub after: Option<Cursor>,
     /// Rows at most.
     pub limit: usize,
-}
-
-/// Some of the rows there are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Page<T> {
-    /// In the order of the tables.
-    pub rows: Vec<T>,
-    /// Where to go on, if there may be more.
-    pub next: Option<Cursor>,
 }
 
 /// How many of what there may be are in use.
@@ -375,22 +320,9 @@ impl Control {
         (chosen.len() as u64, next)
     }
 
-    /// Goes through bindings from a cursor on until `look` has enough or [`SCAN`] places were looked at.
-    fn scan(&self, after: Option<Cursor>, mut look: impl FnMut(usize, u32, &NatBinding) -> bool) -> Option<Cursor> {
-        let start = after.unwrap_or_default();
-        let mut seen = 0;
-        for (worker, tables) in self.workers.iter().enumerate().skip(start.worker as usize) {
-            let is_first = worker as u32 == start.worker && after.is_some();
-            let first = if is_first { start.place as usize + 1 } else { 0 };
-            for (index, binding) in tables.nat.iter().enumerate().skip(first) {
-                seen += 1;
-                let goes_on = binding.as_ref().is_none_or(|binding| look(worker, index as u32, binding));
-                if !goes_on || seen == SCAN {
-                    return Some(Cursor { worker: worker as u32, place: index as u64 });
-                }
-            }
-        }
-        None
+    /// Goes through bindings.
+    fn scan(&self, after: Option<Cursor>, look: impl FnMut(usize, u32, &NatBinding) -> bool) -> Option<Cursor> {
+        page::scan(self.workers.iter().map(|tables| tables.nat.as_slice()), after, look)
     }
 
     fn flow_view(&self, worker: usize, index: u32, binding: &NatBinding, now: Nanos) -> FlowView {

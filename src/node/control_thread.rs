@@ -27,7 +27,9 @@ use crate::{
     MILLISECOND, Nanos,
     control::{
         CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary,
-        show_nat::{Cursor, NatFilter, NatQuestion},
+        page::Cursor,
+        show_nat::{NatFilter, NatQuestion},
+        show_sessions::SessionQuestion,
     },
     dataplane::{
         command::{Command, Event},
@@ -46,6 +48,9 @@ const TICK_INTERVAL: Nanos = 10 * MILLISECOND;
 
 /// Events of one worker taken before the others', and inputs taken before events again.
 const BATCH: usize = 256;
+
+/// Sessions whose paths one question is about: the workers are asked about each.
+const PATHS_AT_ONCE: usize = 256;
 
 /// How long workers may take to report on their fans; what has come until then is shown.
 const PATHS_PATIENCE: Nanos = 500 * MILLISECOND;
@@ -68,6 +73,10 @@ pub(super) enum Input {
     Measure(oneshot::Sender<Measured>),
     /// The operator wants to see something else.
     Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
+    /// The operator asks about sessions.
+    ShowSessions { question: SessionQuestion, answer: oneshot::Sender<Result<Value, String>> },
+    /// The operator asks about the paths of sessions.
+    ShowPaths { question: SessionQuestion, answer: oneshot::Sender<Result<Value, String>> },
     /// The operator asks about the NAT.
     ShowNat { question: NatQuestion, answer: oneshot::Sender<Result<Value, String>> },
     /// Bindings are to go; answered by how many went, and where to go on.
@@ -222,8 +231,13 @@ impl ControlThread {
             Input::Measure(answer) => {
                 let _ = answer.send(Measured::of(&self.control, self.workers.len(), now));
             }
-            Input::Show { topic: Topic::Paths, answer } => {
-                let mut question = PathsQuestion::new(self.control.sessions(now), answer, now + PATHS_PATIENCE);
+            Input::ShowSessions { question, answer } => {
+                let _ = answer.send(views::of_sessions(&self.control, &question, now));
+            }
+            Input::ShowPaths { mut question, answer } => {
+                question.limit = question.limit.min(PATHS_AT_ONCE);
+                let sessions = self.control.session_page(&question, now);
+                let mut question = PathsQuestion::new(sessions, answer, now + PATHS_PATIENCE);
                 for ct_index in question.merging() {
                     let id = self.waiting.number();
                     if self.control.read_paths(id, ct_index) {
@@ -233,7 +247,7 @@ impl ControlThread {
                 self.waiting.paths.push(question);
             }
             Input::Show { topic, answer } => {
-                let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic, now));
+                let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic));
             }
             Input::ShowNat { question, answer } => {
                 let _ = answer.send(views::of_nat(&self.control, &question, now));
@@ -396,10 +410,12 @@ mod tests {
         let fixture = start();
         assert_eq!(ask(&fixture.sender, Input::Summary).name, "fra1");
         assert_eq!(ask(&fixture.sender, Input::Report).boot_epoch, 1);
-        for topic in [Topic::Sessions, Topic::Paths, Topic::Peers] {
-            let shown = ask(&fixture.sender, |answer| Input::Show { topic, answer });
-            assert_eq!(shown, Ok(Value::Array(Vec::new())), "{topic:?}");
-        }
+        let shown = ask(&fixture.sender, |answer| Input::Show { topic: Topic::Peers, answer });
+        assert_eq!(shown, Ok(Value::Array(Vec::new())));
+        let question = SessionQuestion::default();
+        let none = Ok(serde_json::json!({ "rows": [], "next": null }));
+        assert_eq!(ask(&fixture.sender, |answer| Input::ShowSessions { question: question.clone(), answer }), none);
+        assert_eq!(ask(&fixture.sender, |answer| Input::ShowPaths { question, answer }), none);
         fixture.sender.send(Input::Stop);
         fixture.thread.join().unwrap();
     }

@@ -35,7 +35,7 @@ use crate::{
         http::{self, MetricsServer},
         operator::OperatorSocket,
         show::Topic,
-        show_nat,
+        show_nat, show_sessions,
     },
 };
 
@@ -260,6 +260,15 @@ async fn report(control: &ControlSender) -> Option<Request> {
 async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Result<Value, String> {
     if let Some(order) = Order::from_name(&topic) {
         return order.carry_out(&control, &facts).await;
+    }
+    if let Some(question) = show_sessions::read(&topic) {
+        let (topic, question) = question?;
+        let (answer, receiver) = oneshot::channel();
+        control.send(match topic {
+            Topic::Paths => Input::ShowPaths { question, answer },
+            _ => Input::ShowSessions { question, answer },
+        });
+        return answered(receiver).await?;
     }
     if let Some(question) = topic.strip_prefix(show_nat::ASK) {
         let question =

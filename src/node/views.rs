@@ -21,7 +21,9 @@ use crate::{
     MILLISECOND, Nanos, SECOND,
     control::{
         Control, RequestId, SessionView, Summary,
+        page::Page,
         show_nat::{NatPart, NatQuestion},
+        show_sessions::SessionQuestion,
     },
     dataplane::{
         conntrack::{CtIndex, FanReport},
@@ -157,9 +159,8 @@ pub(super) fn of_nat(control: &Control, question: &NatQuestion, now: Nanos) -> R
 }
 
 /// The answer to a topic that the control core alone can answer.
-pub(super) fn of_control(control: &Control, workers: usize, topic: Topic, now: Nanos) -> Result<Value, String> {
+pub(super) fn of_control(control: &Control, workers: usize, topic: Topic) -> Result<Value, String> {
     match topic {
-        Topic::Sessions => to_json(control.sessions(now)),
         Topic::Peers => to_json(control.peers()),
         Topic::Latency => {
             let mut all = Histograms::new();
@@ -258,9 +259,14 @@ fn latency(histograms: &Histograms) -> Vec<LatencyView> {
         .collect()
 }
 
-/// An operator who asked for the paths: the workers report on each session that merges here.
+/// A page of sessions.
+pub(super) fn of_sessions(control: &Control, question: &SessionQuestion, now: Nanos) -> Result<Value, String> {
+    to_json(control.session_page(question, now))
+}
+
+/// An operator who asked for the paths of a page of sessions: the workers report on each one that merges here.
 pub(super) struct PathsQuestion {
-    sessions: Vec<SessionView>,
+    sessions: Page<SessionView>,
     waiting: HashMap<RequestId, CtIndex>,
     reports: HashMap<CtIndex, FanReport>,
     deadline: Nanos,
@@ -270,7 +276,7 @@ pub(super) struct PathsQuestion {
 impl PathsQuestion {
     /// About `sessions`; what is not known at `deadline` is left out.
     pub(super) fn new(
-        sessions: Vec<SessionView>,
+        sessions: Page<SessionView>,
         answer: oneshot::Sender<Result<Value, String>>,
         deadline: Nanos,
     ) -> Self {
@@ -279,7 +285,7 @@ impl PathsQuestion {
 
     /// Sessions whose paths merge here.
     pub(super) fn merging(&self) -> Vec<CtIndex> {
-        self.sessions.iter().filter(|session| session.role != "relay").map(|session| session.ct_index).collect()
+        self.sessions.rows.iter().filter(|session| session.role != "relay").map(|session| session.ct_index).collect()
     }
 
     /// A report under this number was asked for.
@@ -301,9 +307,9 @@ impl PathsQuestion {
 
     /// Answers with what is known.
     pub(super) fn answer(self) {
-        let rows: Vec<PathRow> =
-            self.sessions.iter().flat_map(|session| rows(session, self.reports.get(&session.ct_index))).collect();
-        let _ = self.answer.send(to_json(rows));
+        let Page { rows: sessions, next } = &self.sessions;
+        let rows = sessions.iter().flat_map(|session| rows(session, self.reports.get(&session.ct_index))).collect();
+        let _ = self.answer.send(to_json(Page::<PathRow> { rows, next: *next }));
     }
 }
 
@@ -387,7 +393,7 @@ mod tests {
         let mut report = FanReport { highest: 109, lowest: 10, ..FanReport::default() };
         report.paths[1] = PathCounters { received: 95, first: 60 };
         let (answer, mut answered) = oneshot::channel();
-        let mut question = PathsQuestion::new(vec![session], answer, 1000);
+        let mut question = PathsQuestion::new(Page { rows: vec![session], next: None }, answer, 1000);
         assert_eq!(question.merging(), [CtIndex(7)]);
         question.wait_for(RequestId(3), CtIndex(7));
         assert!(!question.is_ready(999), "the report is to come");
@@ -395,7 +401,7 @@ mod tests {
         question.take(RequestId(3), &report);
         assert!(question.is_ready(0));
         question.answer();
-        let rows = answered.try_recv().unwrap().unwrap();
+        let rows = &answered.try_recv().unwrap().unwrap()["rows"];
         assert_eq!((rows[0]["received"].as_u64(), rows[0]["missing"].as_u64()), (Some(95), Some(5)));
     }
 }

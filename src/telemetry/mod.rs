@@ -5,6 +5,8 @@ pub mod http;
 pub mod metrics;
 pub(crate) mod named;
 pub mod operator;
+pub mod pages;
 pub mod show;
 pub mod show_nat;
+pub mod show_sessions;
 pub mod table;

@@ -3,14 +3,15 @@
 use std::{path::Path, time::Duration};
 
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     operator::{self, AskError},
     table::{self, Table},
 };
-use crate::control::show_nat::{
-    Cursor, FlowView, HostView, InUse, NatFilter, NatPart, NatQuestion, NatSummary, Page, PortsView, ROWS_MAX,
+use crate::control::{
+    page::Cursor,
+    show_nat::{FlowView, HostView, InUse, NatFilter, NatPart, NatQuestion, NatSummary, PortsView},
 };
 
 /// What a question about the NAT begins with; a [`NatQuestion`] in JSON follows.
@@ -19,34 +20,10 @@ pub const ASK: &str = "nat ";
 /// What an order to free bindings begins with; filter and cursor in JSON follow.
 pub const CLEAR: &str = "clear-nat ";
 
-/// Asks, page after page, until `limit` rows have come (zero: all there are).
-///
-/// # Errors
-/// As the process refuses, or does not answer.
-pub fn ask(
-    socket: &Path,
-    part: NatPart,
-    filter: &NatFilter,
-    after: Option<Cursor>,
-    limit: usize,
-) -> Result<Value, AskError> {
-    let (mut rows, mut after) = (Vec::new(), after);
-    loop {
-        let left = if limit == 0 { ROWS_MAX } else { (limit - rows.len()).min(ROWS_MAX) };
-        let question = NatQuestion { part, filter: filter.clone(), after, limit: left };
-        let text = serde_json::to_string(&question).expect("a question can be written");
-        let mut answer = operator::ask(socket, &format!("{ASK}{text}"))?;
-        if answer.is_array() {
-            return Ok(answer);
-        }
-        if let Value::Array(more) = answer["rows"].take() {
-            rows.extend(more);
-        }
-        after = serde_json::from_value(answer["next"].take()).unwrap_or(None);
-        if after.is_none() || (limit > 0 && rows.len() >= limit) {
-            return Ok(json!({ "rows": rows, "next": after }));
-        }
-    }
+/// The text of a question.
+pub fn question(part: NatPart, filter: &NatFilter, after: Option<Cursor>, limit: usize) -> String {
+    let question = NatQuestion { part, filter: filter.clone(), after, limit };
+    format!("{ASK}{}", serde_json::to_string(&question).expect("a question can be written"))
 }
 
 /// Has the bindings that `filter` means freed; how many were.
@@ -67,26 +44,21 @@ pub fn clear(socket: &Path, filter: &NatFilter) -> Result<u64, AskError> {
     }
 }
 
-/// An answer as columns.
+/// An answer, or the rows of a page of it, as columns.
 ///
 /// # Errors
 /// What the answer is not, which happens between different versions.
 pub fn columns(part: NatPart, answer: Value) -> Result<String, String> {
     Ok(match part {
         NatPart::Summary => summary(&read::<Vec<NatSummary>>(answer)?),
-        NatPart::Flows => paged(&read(answer)?, flows),
-        NatPart::Hosts => paged(&read(answer)?, hosts),
+        NatPart::Flows => flows(&read::<Vec<FlowView>>(answer)?),
+        NatPart::Hosts => hosts(&read::<Vec<HostView>>(answer)?),
         NatPart::Ports => ports(&read::<Vec<PortsView>>(answer)?),
     })
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| format!("the answer is not understood: {error}"))
-}
-
-fn paged<T>(page: &Page<T>, columns: fn(&[T]) -> String) -> String {
-    let rest = page.next.map_or(String::new(), |next| format!("there may be more: --after {next}\n"));
-    columns(&page.rows) + &rest
 }
 
 fn in_use(InUse { used, of }: InUse) -> String {
