@@ -77,8 +77,11 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Largest response, bytes: read only from whom we called. A full mesh of [`PEERS_MAX`] nodes is 64 Ki links.
 pub const RESPONSE_BYTES_MAX: usize = 12 * 1024 * 1024;
 
-/// Length of one tick of the last-seen stamps.
+/// Length of one tick of the last-seen stamps, unless a node's file says otherwise.
 pub const TICK: crate::Nanos = 100 * crate::MILLISECOND;
+
+/// What it may say, milliseconds: finer costs a worker more than it is good for, coarser lets idle sessions linger.
+pub const TICK_MS: std::ops::RangeInclusive<u32> = 10..=1000;
 
 const _: () = assert!(PACKET_SLOTS >= PATHS_MAX * 2, "one packet and its copies must fit in a sweep");
 const _: () = assert!(FRAME_SIZE.is_power_of_two(), "a frame's index is its address shifted right");

@@ -9,11 +9,10 @@ use std::{net::Ipv4Addr, sync::atomic::Ordering::Relaxed};
 use super::{
     Control,
     sessions::{Part, State},
-    ticks,
 };
 use crate::{
     Nanos, SECOND,
-    dataplane::{command::Command, conntrack::CtIndex, published::Stamp},
+    dataplane::{command::Command, conntrack::CtIndex, published::Stamp, tick::Tick},
 };
 
 /// Slots of each worker that one tick looks at.
@@ -88,7 +87,7 @@ impl Control {
             return Verdict::Confirmed(entry.source);
         }
         let limit = if is_used { IDLE } else { HALF_OPEN };
-        if idle(stamp, now).min(age) < limit {
+        if idle(stamp, tables.tick, now).min(age) < limit {
             return Verdict::Keep;
         }
         session.state = State::Ageing;
@@ -98,7 +97,7 @@ impl Control {
 }
 
 /// For how long there was surely no packet: a stamp is good to one tick, and the worker's clock may be ahead.
-fn idle(stamp: &Stamp, now: Nanos) -> Nanos {
-    let since = ticks(now).wrapping_sub(stamp.last_seen.load(Relaxed)) as i32;
-    (i64::from(since) - 1).max(0) as Nanos * crate::limits::TICK
+fn idle(stamp: &Stamp, tick: Tick, now: Nanos) -> Nanos {
+    let since = tick.at(now).wrapping_sub(stamp.last_seen.load(Relaxed)) as i32;
+    tick.times((since - 1).max(0) as u32)
 }

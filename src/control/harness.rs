@@ -19,8 +19,9 @@ use crate::{
         nat::{BindingInit, Class, Mapping, NatConfig, OutsideAddresses, Owner, token as nat_token},
         published::Published,
         reason::Reason,
+        tick::Tick,
     },
-    limits::{PATHS_MAX, TICK},
+    limits::PATHS_MAX,
     rpc::{
         messages::{Neighbour, Neighbours, NodeName, Open, Opened, Request, Response, Roles, SessionId, SessionKind},
         token::{self, Claims, SigningKey},
@@ -37,6 +38,7 @@ const TICK_OF_CONTROL: Nanos = 10 * MILLISECOND;
 pub(crate) struct TableWorker {
     number: usize,
     identity: Identity,
+    tick: Tick,
     outside: OutsideAddresses,
     pub(crate) published: Arc<Published>,
     /// By slot: generation, role, fan, up, down.
@@ -58,6 +60,7 @@ impl TableWorker {
         Self {
             number,
             identity: config.identity,
+            tick: config.nat.tick,
             outside: config.nat.outside(config.identity.workers),
             published: Arc::new(Published::new(config.slots as usize, config.bindings as usize)),
             slots: BTreeMap::new(),
@@ -75,7 +78,7 @@ impl TableWorker {
 
     /// Applies a command as a worker does; asserts what the control core promises.
     fn apply(&mut self, command: Command, now: Nanos) -> Option<Event> {
-        let tick = (now / TICK) as u32;
+        let tick = self.tick.at(now);
         match command {
             Command::InitFan { fan, init } => {
                 assert!(self.slots.values().all(|slot| slot.1 == Role::Relay || slot.2 != fan), "fan {fan} is in use");
@@ -174,7 +177,7 @@ impl TableWorker {
 
     /// A packet through a slot.
     pub(crate) fn touch(&self, slot: u32, now: Nanos) {
-        self.published.slots[slot as usize].touch((now / TICK) as u32, 100);
+        self.published.slots[slot as usize].touch(self.tick.at(now), 100);
     }
 }
 

@@ -70,7 +70,6 @@ use crate::{
         published::Published,
         reason::Reason,
     },
-    limits,
     rpc::messages::{Failure, FailureReason, LinkEnd, NodeInfo, Register, Request, Response},
     telemetry::histogram::Histograms,
 };
@@ -111,7 +110,7 @@ pub struct Control {
 
 impl Control {
     /// A control core without sessions; one of `published` for each worker. Stamps are in ticks of
-    /// [`limits::TICK`] on the clock of `now`.
+    /// [`NatConfig::tick`](crate::dataplane::nat::NatConfig::tick) on the clock of `now`.
     pub fn new(config: ControlConfig, published: Vec<Arc<Published>>, now: Nanos) -> Self {
         assert_eq!(published.len(), usize::from(config.identity.workers), "what a worker publishes, for each worker");
         let mut random = Random::new(&config.seed);
@@ -339,9 +338,4 @@ struct Place {
     ct_index: CtIndex,
     generation: u16,
     fan: u32,
-}
-
-/// Ticks of the last-seen stamps at `now`.
-fn ticks(now: Nanos) -> u32 {
-    (now / limits::TICK) as u32
 }

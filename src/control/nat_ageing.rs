@@ -8,11 +8,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Control, ticks};
+use super::Control;
 use crate::{
     Nanos,
-    dataplane::{command::Command, nat::Class},
-    limits::TICK,
+    dataplane::{command::Command, nat::Class, tick::Tick},
 };
 
 /// Bindings of each worker that one call looks at: an ageing storm must not hold up everything else. Those left over
@@ -20,10 +19,15 @@ use crate::{
 const CHUNK: usize = 4096;
 
 impl Control {
+    pub(super) fn tick(&self) -> Tick {
+        self.config.nat.tick
+    }
+
     /// Looks at the bindings whose time has come.
     pub(super) fn age_bindings(&mut self, worker: usize, now: Nanos) {
+        let tick_now = self.tick().at(now);
         for _ in 0..CHUNK {
-            let Some((index, tick)) = self.workers[worker].wheel.next(ticks(now)) else { break };
+            let Some((index, tick)) = self.workers[worker].wheel.next(tick_now) else { break };
             let is_due = self.workers[worker].binding(index).is_some_and(|b| b.due == tick && !b.is_free_pending);
             if is_due {
                 self.look_at_binding(worker, index, now);
@@ -33,9 +37,9 @@ impl Control {
 
     /// Enters a new binding for when it could be idle. What its worker publishes of it is still that of the last use.
     pub(super) fn watch_new_binding(&mut self, worker: usize, index: u32, class: Class) {
-        let limit = self.config.nat.timers.of(class);
+        let (limit, tick) = (self.config.nat.timers.of(class), self.tick());
         let Some(binding) = self.workers[worker].binding(index).filter(|binding| !binding.is_flow) else { return };
-        let due = ticks(binding.since).wrapping_add(limit.div_ceil(TICK) as u32 + 1);
+        let due = tick.at(binding.since).wrapping_add(tick.ceil(limit) + 1);
         self.watch_until(worker, index, due);
     }
 
@@ -56,7 +60,7 @@ impl Control {
 
     fn look_at_binding(&mut self, worker: usize, index: u32, now: Nanos) {
         let Some(due) = self.binding_due(worker, index) else { return };
-        if due.wrapping_sub(ticks(now)) as i32 > 0 {
+        if due.wrapping_sub(self.tick().at(now)) as i32 > 0 {
             return self.watch_binding(worker, index);
         }
         let tables = &mut self.workers[worker];
@@ -73,9 +77,9 @@ impl Control {
         let tables = &self.workers[worker];
         let binding = tables.nat.get(index as usize)?.as_ref().filter(|binding| !binding.is_flow)?;
         let class = Class::from_number(tables.published.classes[index as usize].load(Relaxed));
-        let limit = self.config.nat.timers.of(class).div_ceil(TICK) as u32;
+        let limit = self.tick().ceil(self.config.nat.timers.of(class));
         // Until the worker has written the binding the stamp is that of the last use.
-        let made = ticks(binding.since);
+        let made = self.tick().at(binding.since);
         let last_seen = tables.published.bindings[index as usize].last_seen.load(Relaxed);
         let used = if last_seen.wrapping_sub(made) as i32 > 0 { last_seen } else { made };
         // The packet may have come at the end of its tick.

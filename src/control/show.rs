@@ -11,7 +11,6 @@ use super::{
     Control,
     sessions::{EntryPath, Part, RelayDown, Session, State},
     tables::{Parts, Tables},
-    ticks,
 };
 use crate::{
     Nanos,
@@ -263,7 +262,7 @@ fn worker_summary(tables: &Tables) -> WorkerSummary {
 pub(super) fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: Nanos) -> SessionView {
     let stamp = &tables.published.slots[ct_index.slot() as usize];
     let is_written = session.state != State::Opening;
-    let idle = (ticks(now).wrapping_sub(stamp.last_seen.load(Relaxed)) as i32).max(0) as u64;
+    let idle = (tables.tick.at(now).wrapping_sub(stamp.last_seen.load(Relaxed)) as i32).max(0) as u32;
     let (role, bindings, paths) = match &session.part {
         Part::Entry(entry) => ("entry", 0, (0u8..).zip(&entry.paths).map(|(n, path)| entry_path(n, path)).collect()),
         Part::Relay(relay) => {
@@ -291,7 +290,7 @@ pub(super) fn view(tables: &Tables, ct_index: CtIndex, session: &Session, now: N
         entry: session.name.entry.clone(),
         ct_index,
         generation: session.generation,
-        idle_ms: if is_written { idle * crate::limits::TICK / crate::MILLISECOND } else { 0 },
+        idle_ms: if is_written { tables.tick.times(idle) / crate::MILLISECOND } else { 0 },
         packets: if is_written { stamp.packets.load(Relaxed) } else { 0 },
         bytes: if is_written { stamp.bytes.load(Relaxed) } else { 0 },
         bindings,

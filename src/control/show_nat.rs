@@ -16,12 +16,10 @@ use super::{
     hosts::{PROTOCOLS, row},
     page::{self, Cursor, Page, ROWS_MAX, SCAN},
     tables::{NatBinding, Tables},
-    ticks,
 };
 use crate::{
     MILLISECOND, Nanos,
     dataplane::nat::{Class, Owner, Translation, token},
-    limits::TICK,
     wire::ip4,
 };
 
@@ -329,10 +327,11 @@ impl Control {
         let tables = &self.workers[worker];
         let (stamp, key) = (&tables.published.bindings[index as usize], &binding.key);
         let class = Class::from_number(tables.published.classes[index as usize].load(Relaxed));
-        let made = ticks(binding.since);
+        let tick = self.config.nat.tick;
+        let made = tick.at(binding.since);
         let last_seen = stamp.last_seen.load(Relaxed);
         let used = if last_seen.wrapping_sub(made) as i32 > 0 { last_seen } else { made };
-        let idle = u64::from(ticks(now).wrapping_sub(used)) * TICK;
+        let idle = tick.times(tick.at(now).wrapping_sub(used));
         let left = self.config.nat.timers.of(class).saturating_sub(idle);
         let outside = match binding.lease {
             Some(lease) => SocketAddr::new(tables.hosts.outside_name(lease.address), lease.port),

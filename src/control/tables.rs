@@ -11,15 +11,15 @@ use super::{
     pools::{Generations, Pool},
     random::Random,
     sessions::{Part, Session},
-    ticks,
     wheel::Wheel,
 };
 use crate::{
-    Nanos,
+    Nanos, SECOND,
     dataplane::{
         command::Command,
         nat::{BindingKey, Endpoint},
         published::Published,
+        tick::Tick,
     },
     limits::COMMAND_RING,
     telemetry::histogram::Histograms,
@@ -27,6 +27,9 @@ use crate::{
 
 /// Commands that may wait for room in a worker's ring before new work for it is refused.
 const BACKLOG_MAX: usize = COMMAND_RING / 2;
+
+/// Each binding is looked at once in this time at least.
+const LOOK_AT_LEAST: Nanos = 60 * SECOND;
 
 /// One worker, as the control core sees it.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub(super) struct Tables {
     pub(super) slot_cursor: usize,
     /// When the next look at each binding is due.
     pub(super) wheel: Wheel,
+    /// Of the stamps.
+    pub(super) tick: Tick,
     /// Empty ones to exchange; `None` while an exchange is under way.
     pub(super) spare_histograms: Option<Box<Histograms>>,
     /// Everything recorded since the start.
@@ -121,7 +126,8 @@ impl Tables {
             backlog: VecDeque::new(),
             room: usize::MAX,
             slot_cursor: 0,
-            wheel: Wheel::new(ticks(now)),
+            wheel: Wheel::new(config.nat.tick.at(now), config.nat.tick.ceil(LOOK_AT_LEAST)),
+            tick: config.nat.tick,
             spare_histograms: Some(Box::default()),
             histograms: Histograms::new(),
         }

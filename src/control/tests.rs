@@ -18,6 +18,7 @@ use crate::{
         forwarding::{Lookup, Route},
         nat::{BindingKey, Class, Mapping, Owner},
         reason::Reason,
+        tick::Tick,
     },
     limits::{TICK, UNRESOLVED_MAX},
     rpc::messages::{
@@ -857,6 +858,38 @@ fn an_idle_binding_is_freed_at_the_first_tick_at_which_it_has_been_idle_for_its_
         assert!((exact..=exact + 2).contains(&ticks), "{class:?}: {ticks} ticks for {exact}");
     }
     assert_eq!(net.summaries()[1].workers[0].tcp_ports.used, 0);
+}
+
+#[test]
+fn with_ticks_of_any_length_what_is_idle_is_freed_to_the_tick() {
+    for milliseconds in [10, 30, 1000] {
+        let tick = Tick::from_millis(milliseconds);
+        let mut net = Net::new(&NAMES, 1, |_, config| config.nat.tick = tick);
+        let opened = net.open(net.tunnel("alice", 1, &["in-out"]));
+        let slot = exit_slot(&net, &opened);
+        assert_eq!(punt(&mut net, key(slot.slot(), ip4::ICMP, 1), SERVER, 0, 1), None);
+        for _ in 0..6 {
+            net.run(20 * SECOND);
+            net.traffic(&opened, 0);
+            let used = tick.at(net.now);
+            net.node("out").workers[0].published.bindings[0].touch(used, 60);
+        }
+        // Its minute begins with its last packet, which may have come at the end of a tick.
+        let (start, limit) = (net.now, 60 * SECOND);
+        while net.node("out").workers[0].bindings.contains_key(&0) {
+            net.run(10 * MILLISECOND);
+            if (net.now - start).is_multiple_of(10 * SECOND) {
+                net.traffic(&opened, 0);
+            }
+        }
+        let took = net.now - start;
+        assert!((limit..=limit + 2 * tick.times(1) + 20 * MILLISECOND).contains(&took), "{tick:?}: {took} ns");
+        net.run(50 * SECOND);
+        let now = net.now;
+        assert_eq!(net.node("in").control.sessions(now)[0].state, "open", "a minute is not over");
+        net.run(20 * SECOND);
+        net.assert_all_free();
+    }
 }
 
 #[test]

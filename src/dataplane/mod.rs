@@ -41,6 +41,7 @@ pub mod tags;
 pub(crate) mod testing;
 #[cfg(test)]
 pub(crate) mod testing6;
+pub mod tick;
 pub mod waiting;
 #[cfg(test)]
 mod ways;

@@ -20,23 +20,19 @@ use super::{
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
     nat::{Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns, token},
-    nodes::{
-        icmp_error::{self, ERRORS_A_TICK},
-        probe,
-        punt::RESERVED_FOR_ANSWERS,
-        relay_input::Claims,
-    },
+    nodes::{icmp_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
     published::{Published, Stamp, add},
     reason::Reason,
     reassembly::Reassembly,
     route_cache::RouteCache,
+    tick::Tick,
     waiting::Waiting,
 };
 use crate::{
     Nanos,
-    limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS, TICK},
+    limits::{COMMANDS_A_SWEEP, FRAME_HEADROOM, PACKET_SLOTS},
     telemetry::histogram::Histograms,
     wire::{OVERLAY_BYTES, ethernet, icmp, icmp6, ip4, relay, write},
 };
@@ -115,6 +111,7 @@ pub struct Worker<D: Driver> {
     commands: rtrb::Consumer<Command>,
     from_workers: Vec<Option<rtrb::Consumer<HandedOver>>>,
     clock: quanta::Clock,
+    tick: Tick,
     histograms: Box<Histograms>,
     received: Box<[Received; PACKET_SLOTS]>,
     transmit: Vec<Transmit>,
@@ -157,7 +154,7 @@ impl<D: Driver> Worker<D> {
             handoff: rings.handoff.to,
             handed_to: 0,
             identification: config.index as u16,
-            icmp_budget: ERRORS_A_TICK,
+            icmp_budget: icmp_error::budget(config.nat.tick),
             free: Bitmap::FULL,
             pending: [Bitmap::default(); NODE_COUNT],
             spare: Vec::with_capacity(PACKET_SLOTS),
@@ -171,6 +168,7 @@ impl<D: Driver> Worker<D> {
             commands: rings.commands,
             from_workers: rings.handoff.from,
             clock: config.clock,
+            tick: config.nat.tick,
             histograms: Box::default(),
             received: Box::new([Received::default(); PACKET_SLOTS]),
             transmit: Vec::with_capacity(PACKET_SLOTS),
@@ -225,9 +223,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn begin(&mut self, now: Nanos) {
-        let tick = (now / TICK) as u32;
+        let tick = self.tick.at(now);
         if tick != self.context.tick {
-            self.context.icmp_budget = ERRORS_A_TICK;
+            self.context.icmp_budget = icmp_error::budget(self.tick);
             let below = self.driver.statistics();
             let shown = &self.context.published.worker;
             shown.kernel_rx_dropped.store(below.rx_dropped, Relaxed);

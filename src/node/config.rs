@@ -18,7 +18,7 @@ pub use self::{
 };
 use crate::{
     config_file::{ConfigError, ConfigFile},
-    dataplane::{gateway::OutsideAddress, nat::NatConfig},
+    dataplane::{gateway::OutsideAddress, nat::NatConfig, tick::Tick},
     limits,
     rpc::messages::{NodeName, Roles, is_node_name},
     telemetry::http,
@@ -214,6 +214,7 @@ struct LimitsTable {
     bindings: Option<Spanned<u32>>,
     bindings_a_session: Option<Spanned<u32>>,
     frames: Option<Spanned<u32>>,
+    tick_ms: Option<Spanned<u32>>,
 }
 
 impl NodeConfig {
@@ -246,7 +247,11 @@ impl NodeConfig {
         };
         let is_exit = overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
         let exit = ExitConfig::read(file, &exit, own, is_exit, gateway.is_some())?;
-        let nat = nat::read(file, &nat, own, gateway.as_ref(), &exit)?;
+        let tick = match &limits.tick_ms {
+            Some(value) => Tick::from_millis(file.number_in("limits.tick_ms", value, limits::TICK_MS)?),
+            None => Tick::DEFAULT,
+        };
+        let nat = NatConfig { tick, ..nat::read(file, &nat, own, gateway.as_ref(), &exit)? };
         let workers = match &node.workers {
             Some(workers) => file.number_in("node.workers", workers, 1..=limits::WORKERS_MAX)?,
             None => 1,
@@ -691,11 +696,17 @@ address = "192.0.2.9:4400"
             with("frames = 5000"),
             "node.toml:13: limits.frames: 5000 is not allowed: a multiple of 1024 (2 MiB)"
         );
+        for tick in [9, 1001] {
+            let told = format!("node.toml:13: limits.tick_ms: {tick} is not allowed: 10 to 1000");
+            assert_eq!(with(&format!("tick_ms = {tick}")), told);
+        }
+        let with_tick = |tick: &str| read("[controller]", &format!("[limits]\n{tick}\n[controller]")).unwrap().nat.tick;
+        assert_eq!((with_tick("tick_ms = 20"), with_tick("")), (Tick::from_millis(20), Tick::DEFAULT));
         assert_eq!(with("frames = 1024"), "node.toml:13: limits.frames: 1024 is not allowed: 4096 to 1048576");
         assert_eq!(
             with("slot = 1"),
             "node.toml:13: limits.slot: unknown field `slot`, expected one of `slots`, `sessions`, `bindings`, \
-             `bindings_a_session`, `frames`"
+             `bindings_a_session`, `frames`, `tick_ms`"
         );
     }
 

@@ -50,6 +50,7 @@ use super::{
     forwarding::Identity,
     gateway::{OutsideAddress, OutsideAddress6},
     published::Stamp,
+    tick::Tick,
 };
 
 /// Memory of a worker that each binding it has room for costs, at most: itself, its stamp and class, its places in the two
@@ -76,6 +77,8 @@ pub struct NatConfig {
     pub filtering: Filtering,
     /// How long idle bindings are kept.
     pub timers: Timers,
+    /// How exact they are, and the stamps of sessions, too.
+    pub tick: Tick,
     /// Bindings are for one remote endpoint each, and such bindings share ports: for more than 64 Ki flows an address.
     /// RFC 4787 REQ-1 and RFC 5382 REQ-1 are not kept then.
     pub is_endpoint_dependent: bool,
@@ -99,6 +102,7 @@ impl NatConfig {
             nat64: None,
             filtering: Filtering::EndpointIndependent,
             timers: Timers::default(),
+            tick: Tick::DEFAULT,
             is_endpoint_dependent: false,
             keeps_parity: true,
             port_block: 0,

@@ -76,7 +76,7 @@ fn icmp6_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
 mod tests {
     use super::*;
     use crate::{
-        dataplane::{nodes::icmp_error::ERRORS_A_TICK, testing::*, testing6::*},
+        dataplane::{nodes::icmp_error::budget, testing::*, testing6::*, tick::Tick},
         limits::TICK,
     };
 
@@ -88,8 +88,8 @@ mod tests {
     #[test]
     fn no_more_errors_than_the_budget_are_sent_a_tick() {
         let mut bench = Bench::gateway6();
-        let flood = vec![late(udp6_packet((INSIDE6, 1), (NEIGHBOUR6, 2), b"x")); ERRORS_A_TICK as usize + 5];
-        assert_eq!(bench.run_at6(1, &flood).len(), ERRORS_A_TICK as usize);
+        let flood = vec![late(udp6_packet((INSIDE6, 1), (NEIGHBOUR6, 2), b"x")); budget(Tick::DEFAULT) as usize + 5];
+        assert_eq!(bench.run_at6(1, &flood).len(), budget(Tick::DEFAULT) as usize);
         assert_eq!(bench.moved(), [("icmp6_error.drop.error_unanswered".to_owned(), 5)]);
         bench.now += TICK;
         assert_eq!(bench.run_at6(1, &flood[..1]).len(), 1);

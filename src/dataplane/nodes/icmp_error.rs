@@ -11,19 +11,26 @@
 
 use super::prelude::*;
 use crate::{
+    Nanos, SECOND,
     dataplane::{
         gateway::Realm,
         nat::rewrite::{self, Side},
         outer,
         packet::{Fragment, Packet},
+        tick::Tick,
     },
     wire::{checksum, icmp, ip4, relay, write},
 };
 
 node!(IcmpError, "icmp_error", [ExitDown, IpOutput], icmp_error);
 
-/// ICMP errors a worker sends a tick, at most: 1000 a second.
-pub(in crate::dataplane) const ERRORS_A_TICK: u32 = 100;
+/// ICMP errors a worker sends a second, at most.
+const ERRORS_A_SECOND: u32 = 1000;
+
+/// Those of a tick.
+pub(in crate::dataplane) fn budget(tick: Tick) -> u32 {
+    (Nanos::from(ERRORS_A_SECOND) * tick.times(1) / SECOND) as u32
+}
 
 /// The error, its own headers included, is at most as long as every host must accept (RFC 1812 4.3.2.3).
 const LENGTH_MAX: usize = 576;
@@ -133,8 +140,8 @@ mod tests {
         bench.exit(1, NO_BINDING);
         bench.bind(ip4::UDP, 1000, 41_000, None);
         let big = frame(&udp_packet((SERVER, 53), (US, 41_000), &[0; 1400]));
-        let flood = vec![big; ERRORS_A_TICK as usize + 5];
-        assert_eq!(bench.run(&flood).len(), ERRORS_A_TICK as usize);
+        let flood = vec![big; budget(Tick::DEFAULT) as usize + 5];
+        assert_eq!(bench.run(&flood).len(), budget(Tick::DEFAULT) as usize);
         assert_eq!(bench.moved(), [("icmp_error.drop.error_unanswered".to_owned(), 5)]);
         bench.now += TICK;
         assert_eq!(bench.run(&flood[..1]).len(), 1);

@@ -1,7 +1,7 @@
 //! RFC 4787: NAT behavioral requirements for unicast UDP.
 
 use super::*;
-use crate::dataplane::testing::udp_packet;
+use crate::dataplane::{testing::udp_packet, tick::Tick};
 
 fn udp(from: Endpoint, to: Endpoint) -> Vec<u8> {
     udp_packet(from, to, b"payload")
@@ -66,6 +66,18 @@ fn req5_a_mapping_lives_for_five_minutes_of_silence_and_no_longer() {
     nat.pass(SECOND);
     assert!(!nat.is_let_in(&udp((SERVER, 53), (OUTSIDE[0], port))));
     assert_eq!(nat.dropped(Reason::NoMapping), 1);
+    nat.assert_all_free();
+}
+
+#[test]
+fn req5_with_coarse_ticks_a_mapping_lives_no_shorter_and_hardly_longer() {
+    let mut nat = Nat::adjusted(|nat| nat.tick = Tick::from_millis(1000));
+    nat.pass(SECOND / 2);
+    let (_, port) = nat.seen(&udp((HOST, 5000), (SERVER, 53)));
+    nat.pass(300 * SECOND);
+    assert!(nat.is_let_in(&udp((SERVER, 53), (OUTSIDE[0], port))), "at least five minutes");
+    nat.pass(3 * SECOND);
+    assert!(!nat.is_let_in(&udp((SERVER, 53), (OUTSIDE[0], port))), "to a tick, and the way to the worker and back");
     nat.assert_all_free();
 }
 
