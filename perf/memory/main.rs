@@ -3,12 +3,13 @@
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
 //! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`
-//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]).
+//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS` is all of [`setup`].
 
 mod case;
 mod flows;
 mod handover;
 mod replay;
+mod setup;
 mod stall;
 mod world;
 
@@ -44,6 +45,9 @@ struct Spent {
 
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(sessions) = arguments.first().and_then(|first| first.strip_prefix("setup=")) {
+        return setup::run(sessions.parse().unwrap_or_else(|_| fail("setup=SESSIONS is a number")));
+    }
     let rounds = arguments.first().and_then(|first| first.strip_prefix("stall=")).map(str::to_owned);
     let is_new = arguments.first().is_some_and(|first| first == "new");
     if rounds.is_some() || is_new {

@@ -47,12 +47,15 @@ enum Command {
         #[command(flatten)]
         relay: relay::Neighbourhood,
     },
-    /// Send the frames of a file round and round until killed
+    /// Send the frames of a file round and round until killed, as fast as can be or at a rate
     Generate {
         /// The interface they leave by; its peer must be able to take redirected frames
         interface: String,
         /// The file
         file: PathBuf,
+        /// Frames a second
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        rate: Option<u32>,
     },
     /// Count and drop what arrives; for each line read, write nanoseconds and packets so far
     Sink {
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Frames { file, flows } => flows.write(&file),
         Command::Relay { file, relay } => relay.run(&file),
-        Command::Generate { interface, file } => generator::run(&interface, &file),
+        Command::Generate { interface, file, rate } => generator::run(&interface, &file, rate),
         Command::Sink { interface } => sink::run(&interface),
         Command::Delay(arguments) => delay::run(&arguments),
     };

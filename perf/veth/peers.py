@@ -24,8 +24,16 @@ def starnet_config(bed, name, tables):
     return path
 
 
+def answering(bed, metrics):
+    """The tables of a node that answers with metrics at this address of the loopback, if any."""
+    if not metrics:
+        return {}
+    bed.ip("dut", "link", "set", "lo", "up")
+    return {"metrics": {"listen": metrics}}
+
+
 @contextlib.contextmanager
-def relay(bed, sessions=1, size=128, starnet=None):
+def relay(bed, sessions=1, size=128, starnet=None, metrics=None):
     """A real node that relays; its neighbours and its control centre are played by perf-veth."""
     pki = bed.directory / "pki"
     for words in (["ca"], ["controller"], ["node", "relay"], ["node", "upstream"], ["node", "downstream"]):
@@ -43,6 +51,7 @@ def relay(bed, sessions=1, size=128, starnet=None):
                  "ports": "40000-49999", "roles": ["relay"], "idle": "busy", "socket": str(bed.directory / "sock")},
         "tls": {"ca": str(pki / "ca.pem"), "certificate": str(pki / "relay.pem"), "key": str(pki / "relay.key")},
         "controller": {"address": f"{CONTROL}:4600"},
+        **answering(bed, metrics),
     })
     node = bed.start("dut", starnet or STARNET, "node", "--config", config, priority=MEASURED_PRIORITY)
     bed.wait_for("the relay's sessions", frames.exists, neighbours)
@@ -70,7 +79,7 @@ def testpmd(bed, size=128, options=""):
 
 
 @contextlib.contextmanager
-def gateway(bed, flows=1, size=128):
+def gateway(bed, flows=1, size=128, metrics=None):
     """A real node that translates the addresses of the hosts behind d0."""
     bed.ip("dut", "address", "add", f"{OUTSIDE}/32", "dev", "d1")
     route_to_servers(bed)
@@ -79,6 +88,7 @@ def gateway(bed, flows=1, size=128):
                  "socket": str(bed.directory / "sock")},
         "gateway": {"inside": ["d0"], "outside": ["d1"]},
         "limits": {"bindings": 1 << 17},
+        **answering(bed, metrics),
     })
     node = bed.start("dut", STARNET, "node", "--config", config, priority=MEASURED_PRIORITY)
     bed.wait_for("the gateway", lambda: "running" in bed.log("starnet"), node)
