@@ -13,9 +13,10 @@
  *   on an outside interface of a gateway: what comes from networks that are exempt from translation, and is
  *     not for this machine itself
  *
- * The same of IPv6, where the node translates that: UDP, TCP, echo replies and errors to its outside addresses, what
- * inside hosts want routed on (the NAT64 prefix included), and what comes from exempt networks. Neighbour discovery,
- * multicast and what is of one link alone are the kernel's, and so is what has extension headers and is for us.
+ * The same of IPv6, where the node translates that: UDP, TCP, echo replies and errors to its outside addresses, and
+ * fragments of them, what inside hosts want routed on (the NAT64 prefix included), and what comes from exempt networks.
+ * Neighbour discovery, multicast and what is of one link alone are the kernel's, and so is what is for us and has
+ * extension headers other than one that makes it a fragment.
  *
  * It decides; it does not validate. Checksums and everything behind the fields it reads are the worker's business. What
  * it cannot read (cut short, no IP, behind a VLAN tag) is the kernel's.
@@ -159,6 +160,20 @@ struct {
 	__type(value, u8);
 } kernel_fragments SEC(".maps");
 
+/* The same of IPv6 (RFC 8200). */
+struct packet_id6 {
+	struct ip6_address source;
+	struct ip6_address destination;
+	u32 identification;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct packet_id6);
+	__type(value, u8);
+} kernel_fragments6 SEC(".maps");
+
 /* The AF_XDP socket of each receive queue of the interface. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -202,6 +217,13 @@ struct ip6 {
 	struct ip6_address destination;
 } __attribute__((packed));
 
+struct ip6_fragment {
+	u8 next_header;
+	u8 zero;
+	u16 place; /* offset in units of eight bytes in the upper 13 bits, "more" in the lowest */
+	u32 identification;
+} __attribute__((packed));
+
 /* The start of UDP and of TCP. */
 struct ports {
 	u16 source;
@@ -233,7 +255,9 @@ enum {
 	ICMP_ECHO_REQUEST = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER_PROBLEM = 12,
+	PROTOCOL_FRAGMENT6 = 44,
 	PROTOCOL_ICMP6 = 58,
+	FRAGMENT_OFFSET6 = 0xfff8,
 	ICMP6_UNREACHABLE = 1,
 	ICMP6_PARAMETER_PROBLEM = 4,
 	ICMP6_ECHO_REQUEST = 128,
@@ -463,6 +487,33 @@ static __always_inline enum verdict classify_ours6(const struct range *range, u8
 	}
 }
 
+/* As of IPv4: the first one decides for the others. */
+static __always_inline enum verdict classify_fragment6(const struct range *range, const struct ip6 *ip, u32 bytes,
+						       const void *end)
+{
+	const struct ip6_fragment *fragment = (const void *)(ip + 1);
+
+	if (bytes < sizeof(*fragment) || (const void *)(fragment + 1) > end)
+		return PASS_MALFORMED;
+	struct packet_id6 id = {
+		.source = ip->source,
+		.destination = ip->destination,
+		.identification = fragment->identification,
+	};
+
+	if (fragment->place & bpf_htons(FRAGMENT_OFFSET6))
+		return bpf_map_lookup_elem(&kernel_fragments6, &id) ? PASS_FRAGMENT : XSK_FRAGMENT;
+	enum verdict verdict =
+		classify_ours6(range, fragment->next_header, fragment + 1, bytes - sizeof(*fragment), end);
+
+	if (verdict >= PASS_NOT_IPV4) {
+		u8 nothing = 0;
+
+		bpf_map_update_elem(&kernel_fragments6, &id, &nothing, BPF_ANY);
+	}
+	return verdict;
+}
+
 static __always_inline enum verdict classify6(const struct ethernet *ethernet, const void *end)
 {
 	const struct ip6 *ip = (const void *)(ethernet + 1);
@@ -481,6 +532,8 @@ static __always_inline enum verdict classify6(const struct ethernet *ethernet, c
 		return PASS_LOCAL;
 	const struct range *range = our_range6(ip->destination);
 
+	if (range && realm != INSIDE && ip->next_header == PROTOCOL_FRAGMENT6)
+		return classify_fragment6(range, ip, bytes, end);
 	if (range && realm != INSIDE)
 		return classify_ours6(range, ip->next_header, ip + 1, bytes, end);
 	if (realm == NEITHER)

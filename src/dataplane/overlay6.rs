@@ -72,6 +72,10 @@ impl Exit {
     }
 }
 
+fn sent_inner(frame: &[u8]) -> Vec<u8> {
+    sent(frame, &UP_KEY).inner
+}
+
 fn to_client(frame: &[u8]) -> Vec<u8> {
     let got = sent(frame, &UP_KEY);
     assert!(got.is_authentic && has_valid_checksums6(&got.inner));
@@ -255,6 +259,64 @@ fn a_client_of_ipv6_speaks_to_the_internet_of_ipv4_through_the_prefix() {
         let inner = sent(part, &UP_KEY).inner;
         assert!(ip6::parse(&inner).unwrap().is_fragment() && inner.len() <= 1280);
     }
+}
+
+#[test]
+fn fragments_are_translated_in_any_order_both_ways() {
+    let data: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
+    for order in [[0, 1, 2], [0, 2, 1], [2, 1, 0], [1, 2, 0]] {
+        let mut exit = Exit::new(|_| {});
+        exit.bind(Translation::Nat66, ip4::UDP, 1000, PORT6);
+        exit.bind(Translation::Nat64, ip4::UDP, 1000, 41_000);
+        let in_order = |packet: &[u8]| {
+            let parts = fragments6(packet, 1200, 0xabcd_1234);
+            order.map(|number| parts[number].clone())
+        };
+        let sent = in_order(&udp6_packet((INSIDE6, 1000), (SERVER6, 53), &data)).map(|part| exit.frame(&part));
+        let mut out = exit.bench.run(&sent);
+        out.extend(exit.bench.sweep());
+        let got = joined6(out.iter().map(|frame| frame[14..].to_vec()).collect());
+        assert_eq!(got, passed_router(udp6_packet((US6, PORT6), (SERVER6, 53), &data)), "{order:?}");
+
+        let answer = udp6_packet((SERVER6, 53), (US6, PORT6), &data);
+        let mut out = exit.bench.run(&in_order(&answer).map(|part| frame6(&part)));
+        out.extend(exit.bench.sweep());
+        let got = joined6(out.iter().map(|frame| sent_inner(frame)).collect());
+        assert_eq!(got, passed_router(udp6_packet((SERVER6, 53), (INSIDE6, 1000), &data)), "{order:?}");
+
+        let sent = in_order(&udp6_packet((INSIDE6, 1000), (name(SERVER), 53), &data)).map(|part| exit.frame(&part));
+        let mut out = exit.bench.run(&sent);
+        out.extend(exit.bench.sweep());
+        out.sort_by_key(|frame| read_u16(frame, 14 + ip4::FRAGMENT) & ip4::OFFSET_MASK);
+        let expected = udp_packet((US, 41_000), (SERVER, 53), &data);
+        let mut payload = Vec::new();
+        for (number, part) in out.iter().enumerate() {
+            let header = ip4::parse(&part[14..]).unwrap();
+            assert_eq!((header.source, header.destination, header.ttl), (US, SERVER, 63));
+            let more = if number < 2 { ip4::MORE_FRAGMENTS } else { 0 };
+            assert_eq!(header.fragment, (payload.len() / 8) as u16 | more);
+            assert_eq!(read_u16(part, 14 + ip4::IDENTIFICATION), 0x1234);
+            payload.extend_from_slice(&part[34..]);
+        }
+        assert_eq!((out.len(), &payload[..]), (3, &expected[20..]), "{order:?}");
+    }
+}
+
+#[test]
+fn pings_in_fragments_are_translated_but_not_to_ipv4() {
+    let mut exit = Exit::new(|_| {});
+    exit.bind(Translation::Nat66, ip4::ICMP, 7, PORT6);
+    let ping = |to| {
+        let rest = [&[0, 7, 0, 1][..], &[9; 2000]].concat();
+        fragments6(&icmp6_packet(INSIDE6, to, icmp6::ECHO_REQUEST, 0, &rest), 1200, 5)
+    };
+    let sent: Vec<_> = ping(SERVER6).iter().map(|part| exit.frame(part)).collect();
+    let out = exit.bench.run(&sent);
+    let got = joined6(out.iter().map(|frame| frame[14..].to_vec()).collect());
+    assert!(has_valid_checksums6(&got) && read_u16(&got, 40 + icmp::IDENTIFIER) == PORT6);
+    let sent: Vec<_> = ping(name(SERVER)).iter().map(|part| exit.frame(part)).collect();
+    assert!(exit.bench.run(&sent).is_empty());
+    assert_eq!(exit.bench.moved(), [("nat6_in2out.drop.fragment".to_owned(), 2)]);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! its own oldest packets before anyone else's; what is not fragmented never comes here. What overlaps with bytes that were there
 //! before is dropped (RFC 1858): no receiver puts together anything else than what we saw.
 
-use std::{collections::VecDeque, hash::Hasher, net::Ipv4Addr};
+use std::{collections::VecDeque, hash::Hasher, net::IpAddr};
 
 use siphasher::sip::SipHasher13;
 
@@ -17,7 +17,7 @@ use super::{graph::NodeId, packet::Packet, reason::Reason};
 use crate::{
     Nanos,
     limits::{FRAGMENTED_PACKETS_MAX, FRAGMENTS_HELD_MAX},
-    wire::ip4,
+    wire::{ip4, ip6},
 };
 
 /// How long a packet has for all its fragments to come, counted from the first to arrive.
@@ -35,16 +35,16 @@ const RANGES: usize = 16;
 /// Source and destination port; for an ICMP query, its identifier twice.
 pub type Ports = (u16, u16);
 
-/// What the fragments of a packet have in common (RFC 791 section 3.2), and who is asked to translate it, on whose behalf:
+/// What the fragments of a packet have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and who is asked to translate it, on whose behalf:
 /// inside addresses are not unique.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Key {
     /// Its sender.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Its receiver.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Its identification.
-    pub identification: u16,
+    pub identification: u32,
     /// Its protocol.
     pub protocol: u8,
     /// The node of the graph that translates it.
@@ -69,8 +69,18 @@ impl Part {
     /// a length that leaves no whole units of eight bytes to the next.
     pub fn of(header: &ip4::Header) -> Option<Self> {
         let start = usize::from(header.fragment & ip4::OFFSET_MASK) * 8;
-        let length = header.total_length - header.header_length;
         let is_last = header.fragment & ip4::MORE_FRAGMENTS == 0;
+        Self::new(start, header.total_length - header.header_length, is_last)
+    }
+
+    /// The same of IPv6. `None` also for what is no fragment.
+    pub fn of6(header: &ip6::Header) -> Option<Self> {
+        let field = header.fragment.filter(|_| header.is_fragment())?;
+        let length = header.total_length - header.fragment_at - ip6::FRAGMENT_HEADER_BYTES;
+        Self::new(usize::from(field & !7), length, field & 1 == 0)
+    }
+
+    fn new(start: usize, length: usize, is_last: bool) -> Option<Self> {
         let end = u16::try_from(start + length).ok()?;
         (length > 0 && (is_last || length.is_multiple_of(8))).then_some(Self { start: start as u16, end, is_last })
     }
@@ -202,7 +212,11 @@ impl Reassembly {
     /// The packet's place, a new one where it has none. `None`: its row is full of others' packets.
     fn place_of(&mut self, key: &Key, now: Nanos) -> Option<usize> {
         let mut hasher = SipHasher13::new_with_key(&self.hash_key);
-        hasher.write_u64(u64::from(key.slot) << 32 | u64::from(key.source.to_bits()));
+        hasher.write_u32(key.slot);
+        match key.source {
+            IpAddr::V4(source) => hasher.write_u32(source.to_bits()),
+            IpAddr::V6(source) => hasher.write_u128(source.to_bits()),
+        }
         let rows = self.places.len() / ROW;
         let first = hasher.finish() as usize % rows * ROW;
         let row = &self.places[first..first + ROW];
@@ -290,15 +304,17 @@ impl Ranges {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::SECOND;
 
     const PORTS: Ports = (5000, 53);
 
-    fn key(source: u32, identification: u16) -> Key {
+    fn key(source: u32, identification: u32) -> Key {
         Key {
-            source: Ipv4Addr::from_bits(source),
-            destination: Ipv4Addr::new(203, 0, 113, 1),
+            source: Ipv4Addr::from_bits(source).into(),
+            destination: [203, 0, 113, 1].into(),
             identification,
             protocol: ip4::UDP,
             node: NodeId::NatIn2out,

@@ -230,6 +230,44 @@ pub(crate) fn with_destination_options(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A packet in fragments that have `bytes` of it each, a multiple of eight.
+pub(crate) fn fragments6(packet: &[u8], bytes: usize, identification: u32) -> Vec<Vec<u8>> {
+    const FRAGMENT: u8 = 44;
+    let parts = transport_of(packet).chunks(bytes).enumerate();
+    let last = transport_of(packet).len().div_ceil(bytes) - 1;
+    let fragment = |(number, part): (usize, &[u8])| {
+        let place = (number * bytes) as u16 | u16::from(number < last);
+        let mut fragment = packet[..ip6::HEADER_BYTES].to_vec();
+        fragment.extend([packet[ip6::NEXT_HEADER], 0]);
+        fragment.extend(place.to_be_bytes());
+        fragment.extend(identification.to_be_bytes());
+        fragment.extend(part);
+        fragment[ip6::NEXT_HEADER] = FRAGMENT;
+        let length = (ip6::FRAGMENT_HEADER_BYTES + part.len()) as u16;
+        write(&mut fragment, ip6::PAYLOAD_LENGTH, &length.to_be_bytes());
+        fragment
+    };
+    parts.map(fragment).collect()
+}
+
+/// The packet that these are all fragments of, in any order. Panics where they do not fit together.
+pub(crate) fn joined6(mut fragments: Vec<Vec<u8>>) -> Vec<u8> {
+    let place = |fragment: &Vec<u8>| ip6::parse(fragment).unwrap().fragment.unwrap();
+    fragments.sort_by_key(place);
+    let mut whole = fragments[0][..ip6::HEADER_BYTES].to_vec();
+    whole[ip6::NEXT_HEADER] = fragments[0][ip6::HEADER_BYTES];
+    for fragment in &fragments {
+        assert_eq!(usize::from(place(fragment) & !7), whole.len() - ip6::HEADER_BYTES, "no gap and no overlap");
+        assert_eq!(fragment[..4], fragments[0][..4]);
+        assert_eq!(fragment[8..42], fragments[0][8..42], "addresses and identification");
+        whole.extend_from_slice(&fragment[ip6::HEADER_BYTES + ip6::FRAGMENT_HEADER_BYTES..]);
+    }
+    assert_eq!(place(fragments.last().unwrap()) & 1, 0, "the last one says so");
+    let length = (whole.len() - ip6::HEADER_BYTES) as u16;
+    write(&mut whole, ip6::PAYLOAD_LENGTH, &length.to_be_bytes());
+    whole
+}
+
 /// True where all checksums of an IPv6 packet are right, and its lengths.
 pub(crate) fn has_valid_checksums6(packet: &[u8]) -> bool {
     let Ok(header) = ip6::parse(packet) else { return false };

@@ -66,6 +66,8 @@ pub struct Header {
     /// Offset and "more fragments" of a fragment header, as it has them: the offset in the upper 13 bits, the flag in the
     /// lowest.
     pub fragment: Option<u16>,
+    /// Where the fragment header starts, if there is one.
+    pub fragment_at: usize,
     /// Source address.
     pub source: Ipv6Addr,
     /// Destination address.
@@ -110,6 +112,7 @@ pub fn parse_quoted(packet: &[u8]) -> Result<Header, Malformed> {
         hop_limit: fixed[HOP_LIMIT],
         protocol: fixed[NEXT_HEADER],
         fragment: None,
+        fragment_at: 0,
         source: address(fixed, SOURCE),
         destination: address(fixed, DESTINATION),
     };
@@ -125,6 +128,7 @@ pub fn parse_quoted(packet: &[u8]) -> Result<Header, Malformed> {
         let length = match header.protocol {
             FRAGMENT => {
                 header.fragment = Some(read_u16(extension, 2));
+                header.fragment_at = header.header_length;
                 FRAGMENT_HEADER_BYTES
             }
             ROUTING if extension[3] != 0 => return Err(Malformed::SourceRoute),

@@ -122,7 +122,7 @@ pub(in crate::dataplane) fn to_ip6(
 }
 
 /// An IPv6 packet, whole or quoted, becomes one of IPv4; extension headers go. `identification` is for those that may be
-/// fragmented.
+/// fragmented; a fragment has its own. Of one that is not the first only the address changes.
 pub(in crate::dataplane) fn to_ip4(
     frame: &mut [u8],
     place: Place,
@@ -131,7 +131,10 @@ pub(in crate::dataplane) fn to_ip4(
     identification: u16,
 ) -> Place {
     let length = header.total_length.saturating_sub(header.header_length) as u16;
+    let fragment = header.fragment.filter(|_| header.is_fragment());
+    let fragment = fragment.map(|field| (field, read_u16(frame, place.l3 + header.fragment_at + 6)));
     let transport = &mut frame[place.l4..place.end];
+    let transport = if header.is_tail() { &mut transport[..0] } else { transport };
     let mut change = replace_port(transport, header.protocol, to.side, to.port);
     let addresses = Delta::default().take(&header.source.octets()).take(&header.destination.octets());
     let protocol = if header.protocol == ip6::ICMP { ip4::ICMP } else { header.protocol };
@@ -145,6 +148,10 @@ pub(in crate::dataplane) fn to_ip4(
     let l3 = place.l4 - ip4::HEADER_BYTES;
     let total = ip4::HEADER_BYTES as u16 + length;
     emit_ip4(&mut frame[l3..], to, protocol, total, header.traffic_class, identification);
+    if let Some((field, identification)) = fragment {
+        let more = if field & 1 == 0 { 0 } else { ip4::MORE_FRAGMENTS };
+        seal_ip4(&mut frame[l3..], identification, field >> 3 | more);
+    }
     Place { l3, ..place }
 }
 
@@ -253,9 +260,16 @@ fn emit_ip4(
     ip4::emit(packet, to.source, to.destination, protocol, total, to.hop_limit);
     packet[1] = type_of_service;
     if usize::from(total) <= MAY_BE_FRAGMENTED_MAX {
-        write(packet, ip4::IDENTIFICATION, &identification.to_be_bytes());
-        write(packet, ip4::FRAGMENT, &[0, 0]);
+        return seal_ip4(packet, identification, 0);
     }
+    let field = read_u16(packet, ip4::FRAGMENT);
+    seal_ip4(packet, 0, field);
+}
+
+/// Writes which packet's fragment it may be or is, and the header's checksum anew.
+fn seal_ip4(packet: &mut [u8], identification: u16, fragment: u16) {
+    write(packet, ip4::IDENTIFICATION, &identification.to_be_bytes());
+    write(packet, ip4::FRAGMENT, &fragment.to_be_bytes());
     write(packet, ip4::CHECKSUM, &[0, 0]);
     let field = checksum::of(&packet[..ip4::HEADER_BYTES]);
     write(packet, ip4::CHECKSUM, &field.to_be_bytes());

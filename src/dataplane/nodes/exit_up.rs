@@ -1,13 +1,13 @@
 //! The client's packet at its exit: the first copy is unwrapped, the others end here.
 //!
-//! Path: relay_input -> here -> nat_in2out | nat6_in2out | sv_reassembly (a fragment of IPv4) | exit_down (a keep-alive's
+//! Path: relay_input -> here -> nat_in2out | nat6_in2out | sv_reassembly (a fragment) | exit_down (a keep-alive's
 //! answer) | drop.
 //! Reads: slot, path, kind, sequence. Writes: offset, length, l3, l4, kind, from_inside; the fan's window.
 
 use super::prelude::*;
 use crate::{
     dataplane::outer,
-    wire::{ip4, read_u16, relay},
+    wire::{ip4, ip6, read_u16, relay},
 };
 
 node!(ExitUp, "exit_up", [NatIn2out, Nat6In2out, ExitDown, SvReassembly], exit_up);
@@ -30,7 +30,10 @@ fn exit_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     // Nothing of the inner packet is checked yet: whoever comes next does.
     let inner = packet.ip(frames);
     Verdict::Next(match inner.first() {
-        Some(first) if first >> 4 == 6 => NodeId::Nat6In2out,
+        Some(first) if first >> 4 == 6 => match ip6::parse_quoted(inner) {
+            Ok(header) if header.is_fragment() => NodeId::SvReassembly,
+            _ => NodeId::Nat6In2out,
+        },
         _ if is_fragment(inner) => NodeId::SvReassembly,
         _ => NodeId::NatIn2out,
     })

@@ -1,6 +1,6 @@
 //! The gateway as a router of IPv6; what [`gateway_input`](super::gateway_input) is for IPv4.
 //!
-//! Path: ip6_input | handoff -> here -> nat6_in2out | ip6_output (no translation) | icmp6_error | handoff | drop.
+//! Path: ip6_input | handoff -> here -> nat6_in2out | sv_reassembly (a fragment) | ip6_output (no translation) | icmp6_error | handoff | drop.
 //! Reads: l3, l4, interface, protocol. Writes: slot.
 //!
 //! Destinations in the NAT64 prefix are IPv4 addresses by another name, so no route of IPv6 says where they are.
@@ -13,7 +13,7 @@ use crate::{
     wire::{icmp, icmp6, ip6},
 };
 
-node!(Gateway6Input, "gateway6_input", [Nat6In2out, Icmp6Error, Ip6Output, Handoff], gateway6_input);
+node!(Gateway6Input, "gateway6_input", [Nat6In2out, SvReassembly, Icmp6Error, Ip6Output, Handoff], gateway6_input);
 
 fn gateway6_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = context.packets[slot];
@@ -56,13 +56,13 @@ fn translate(context: &mut Context, frames: &mut Frames, slot: usize, header: &i
     if owner != context.index {
         return context.hand_off(slot, owner, NodeId::Gateway6Input);
     }
-    Verdict::Next(NodeId::Nat6In2out)
+    Verdict::Next(if header.is_fragment() { NodeId::SvReassembly } else { NodeId::Nat6In2out })
 }
 
 /// Whose binding an ICMPv6 error from inside is about: the receiver of the packet it quotes, though a router may have
 /// sent the error.
 fn host_of(transport: &[u8], header: &ip6::Header) -> Option<Ipv6Addr> {
-    if header.protocol != ip6::ICMP || !icmp6::is_error(*transport.first()?) {
+    if header.protocol != ip6::ICMP || header.is_fragment() || !icmp6::is_error(*transport.first()?) {
         return None;
     }
     let quoted = transport.get(icmp::HEADER_BYTES..).filter(|quoted| quoted.len() >= ip6::HEADER_BYTES)?;

@@ -1,6 +1,6 @@
 //! Checks the IPv6 header; tells packets for this node from those that a gateway passes on.
 //!
-//! Path: ethernet_input -> here -> gateway6_input | nat6_out2in | drop.
+//! Path: ethernet_input -> here -> gateway6_input | nat6_out2in | sv_reassembly (a fragment) | drop.
 //! Reads: l3. Writes: l4, protocol, length (Ethernet padding is cut off).
 //!
 //! Nodes speak IPv4 with each other, so what comes to an address of ours is an answer to a host of the gateway, or to a
@@ -12,7 +12,7 @@ use crate::{
     wire::ip6,
 };
 
-node!(Ip6Input, "ip6_input", [Gateway6Input, Nat6Out2in], ip6_input);
+node!(Ip6Input, "ip6_input", [Gateway6Input, Nat6Out2in, SvReassembly], ip6_input);
 
 fn ip6_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
@@ -21,7 +21,9 @@ fn ip6_input(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
         Err(reason) => return Verdict::Drop(reason),
     };
     match context.routes.realm(context.packets[slot].interface) {
-        Realm::Outside | Realm::Neither if context.is_ours6(header.destination) => Verdict::Next(NodeId::Nat6Out2in),
+        Realm::Outside | Realm::Neither if context.is_ours6(header.destination) => {
+            Verdict::Next(if header.is_fragment() { NodeId::SvReassembly } else { NodeId::Nat6Out2in })
+        }
         Realm::Inside | Realm::Outside => Verdict::Next(NodeId::Gateway6Input),
         Realm::Neither => Verdict::Drop(Reason::NotOurs),
     }

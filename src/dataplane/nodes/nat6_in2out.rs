@@ -2,9 +2,9 @@
 //! an address of the NAT64 prefix it becomes a packet of IPv4 (RFC 6146), to any other it gets another address and port
 //! (NAPT66).
 //!
-//! Path: exit_up | gateway6_input -> here -> ip6_output | nat6_out2in (hairpin) | icmp6_error | punt (no binding yet) | drop;
+//! Path: exit_up | gateway6_input | sv_reassembly -> here -> ip6_output | nat6_out2in (hairpin) | icmp6_error | punt (no binding yet) | drop;
 //! of NAT64 ip_output | fragment | nat_out2in (hairpin).
-//! Reads: l3, slot, from_inside. Writes: l3, l4, offset, length, protocol, destination; the binding's stamp. What comes from the
+//! Reads: l3, slot, from_inside, fragment, ports. Writes: l3, l4, offset, length, protocol, destination; the binding's stamp. What comes from the
 //! gateway is at the worker that owns the host ([`Identity::owner_of_host6`]).
 //!
 //! Which binding, which life it has and what may use it is the same for both translations and for IPv4; only the bytes
@@ -34,7 +34,7 @@ use crate::{
             rewrite6::{self as nat6, table_protocol},
             token,
         },
-        packet::Packet,
+        packet::{Fragment, Packet},
         published::add,
     },
     wire::{
@@ -92,10 +92,16 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     if owner != Owner::INSIDE && (header.source != init.inside6 || header.source.is_unspecified()) {
         return Verdict::Drop(Reason::NotInside);
     }
-    if header.is_fragment() {
-        return Verdict::Drop(Reason::Fragment);
-    }
     let destination = Destination::of(context, header.destination);
+    let is_later = packet.fragment == Fragment::Later;
+    if packet.fragment != Fragment::No && destination.translation() == Translation::Nat64 {
+        // ICMPv6's checksum covers a length that only the last one tells, and what goes with the extension headers would be
+        // missing in the middle.
+        let has_more = header.header_length != header.fragment_at + ip6::FRAGMENT_HEADER_BYTES;
+        if header.protocol == ip6::ICMP || has_more {
+            return Verdict::Drop(Reason::Fragment);
+        }
+    }
     if let Destination::Ip4(address) = destination
         && is_nowhere(context, address)
     {
@@ -122,18 +128,18 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     }
 
     let transport = packet.transport(frames);
-    let segment = match check_transport(transport, header.protocol) {
+    let segment = match check_transport(transport, header.protocol, packet.fragment) {
         Ok(segment) => segment,
         Err(reason) => return Verdict::Drop(reason),
     };
-    if header.protocol == ip6::ICMP && icmp6::is_error(transport[icmp::TYPE]) {
+    let is_message = header.protocol == ip6::ICMP && !is_later;
+    if is_message && icmp6::is_error(transport[icmp::TYPE]) {
         return icmp_error_from_inside(context, frames, slot, &header, destination);
     }
-    if header.protocol == ip6::ICMP && transport[icmp::TYPE] != icmp6::ECHO_REQUEST {
+    if is_message && transport[icmp::TYPE] != icmp6::ECHO_REQUEST {
         return Verdict::Drop(Reason::UnknownProtocol);
     }
-    let port = |side| nat::port(transport, header.protocol, side);
-    let (Some(source), Some(to)) = (port(Side::Source), port(Side::Destination)) else {
+    let Some((source, to)) = nat::ports(transport, header.protocol, &packet) else {
         return Verdict::Drop(Reason::UnknownProtocol);
     };
     let protocol = table_protocol(header.protocol);
@@ -173,7 +179,13 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
             };
             let ip = packet.ip(frames);
             ip[ip6::HOP_LIMIT] = hop_limit;
-            nat6::translate(ip, header.header_length, header.protocol, Side::Source, (outside, binding.outside_port));
+            match is_later {
+                true => drop(nat6::replace_address(ip, Side::Source, outside)),
+                false => {
+                    let new = (outside, binding.outside_port);
+                    nat6::translate(ip, header.header_length, header.protocol, Side::Source, new);
+                }
+            }
             if segment.is_some() {
                 tcp::clamp_mss(&mut ip[header.header_length..], largest_segment6(init.mtu));
             }
@@ -199,6 +211,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         }
     }
     context.account(index, Origin::Inside, remote, segment.as_ref(), bytes);
+    context.packets[slot].ports.0 = binding.outside_port;
     leave(&mut context.packets[slot], destination, is_hairpin, mtu)
 }
 
@@ -263,9 +276,13 @@ fn find(context: &Context, flow: &Flow6) -> Option<(u32, Binding)> {
     Some((index, *context.bindings.get(index)?))
 }
 
-/// Lengths of the transport header; returns what a TCP segment says.
-pub(super) fn check_transport(transport: &[u8], protocol: u8) -> Result<Option<Segment>, Reason> {
+/// Lengths of the transport header, where there is one; returns what a TCP segment says.
+pub(super) fn check_transport(transport: &[u8], protocol: u8, fragment: Fragment) -> Result<Option<Segment>, Reason> {
     match protocol {
+        // `sv_reassembly` has seen that it is there.
+        _ if fragment == Fragment::Later => Ok(None),
+        ip4::UDP if fragment == Fragment::First && read_u16(transport, udp::CHECKSUM) != 0 => Ok(None),
+        ip4::UDP if fragment == Fragment::First => Err(Reason::BadChecksum),
         // Without a checksum a change of the address would go unseen: IPv6 has no other (RFC 8200 section 8.1).
         ip4::UDP => match udp::checked_length(transport) {
             None => Err(Reason::BadLength),
@@ -467,10 +484,6 @@ mod tests {
         let mut unsummed = udp(SERVER6);
         write(&mut unsummed, 40 + udp::CHECKSUM, &[0, 0]);
         dropped(unsummed, "bad_checksum");
-        let mut fragment = with_destination_options(&udp(SERVER6));
-        fragment[ip6::NEXT_HEADER] = 44;
-        write(&mut fragment, 40, &[17, 0, 0, 1]);
-        dropped(fragment, "fragment");
         assert!(bench.events.pop().is_err(), "the control core is not asked");
     }
 

@@ -1,7 +1,7 @@
 //! NAPT66 in the other direction: a server's packet finds its session, or the gateway's host, by address and port.
 //!
-//! Path: ip6_input | nat6_in2out (hairpin) -> here -> ip6_output | exit_down | icmp6_error | handoff | drop.
-//! Reads: l3, l4, protocol. Writes: slot, kind.
+//! Path: ip6_input | sv_reassembly | nat6_in2out (hairpin) -> here -> ip6_output | exit_down | icmp6_error | handoff | drop.
+//! Reads: l3, l4, protocol, fragment, ports. Writes: slot, kind.
 //!
 //! As for IPv4 a port belongs to a worker by its number, and packets from outside keep nothing alive but what TCP says.
 
@@ -13,13 +13,16 @@ use super::{
     prelude::*,
 };
 use crate::{
-    dataplane::nat::{
-        Owner,
-        connections::Origin,
-        remote_end,
-        rewrite::{self as nat, Side},
-        rewrite6::{self as nat6, table_protocol},
-        token,
+    dataplane::{
+        nat::{
+            Owner,
+            connections::Origin,
+            remote_end,
+            rewrite::{self as nat, Side},
+            rewrite6::{self as nat6, table_protocol},
+            token,
+        },
+        packet::Fragment,
     },
     wire::{icmp, icmp6, ip4, ip6, relay, tcp},
 };
@@ -30,16 +33,15 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     let packet = context.packets[slot];
     let ip = packet.ip(frames);
     let Ok(header) = ip6::parse(ip) else { return Verdict::Drop(Reason::BadLength) };
-    if header.is_fragment() {
-        return Verdict::Drop(Reason::Fragment);
-    }
+    let is_later = packet.fragment == Fragment::Later;
     let transport = &ip[header.header_length..];
-    let segment = match check_transport(transport, header.protocol) {
+    let segment = match check_transport(transport, header.protocol, packet.fragment) {
         Ok(segment) => segment,
         Err(reason) => return Verdict::Drop(reason),
     };
     // An ICMPv6 error finds its binding by the sender of the packet it quotes: us.
     let quote = match header.protocol {
+        ip6::ICMP if is_later => None,
         ip6::ICMP if icmp6::is_error(transport[icmp::TYPE]) => match nat6::quote(ip, &header) {
             Ok(quote) => Some(quote),
             Err(bad) => return Verdict::Drop(reason_of(bad)),
@@ -50,8 +52,7 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     let (protocol, outside, remote) = match &quote {
         Some(quote) => (quote.header.protocol, quote.source, quote.destination),
         None => {
-            let port = |side| nat::port(transport, header.protocol, side);
-            let (Some(from), Some(to)) = (port(Side::Source), port(Side::Destination)) else {
+            let Some((from, to)) = nat::ports(transport, header.protocol, &packet) else {
                 return Verdict::Drop(Reason::UnknownProtocol);
             };
             (header.protocol, (header.destination, to), (header.source, from))
@@ -70,7 +71,7 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         Some(owner) if owner != context.index => return context.hand_off(slot, owner, NodeId::Nat6Out2in),
         Some(_) => {}
     }
-    let is_segment = quote.is_none() && protocol == ip4::TCP;
+    let is_segment = quote.is_none() && protocol == ip4::TCP && !is_later;
     let ends = is_segment.then_some((remote, outside));
     let found = context.bindings.find_outside(number, protocol, outside.1, remote);
     let Some((index, &binding)) = found.and_then(|index| Some((index, context.bindings.get(index)?))) else {
@@ -103,7 +104,10 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
             context.published.bindings[index as usize].count(header.total_length);
         }
         None => {
-            nat6::translate(ip, header.header_length, header.protocol, Side::Destination, inside);
+            match is_later {
+                true => drop(nat6::replace_address(ip, Side::Destination, host)),
+                false => nat6::translate(ip, header.header_length, header.protocol, Side::Destination, inside),
+            }
             if segment.is_some() && binding.owner.slot().is_some() {
                 tcp::clamp_mss(&mut ip[header.header_length..], largest_segment6(mtu));
             }

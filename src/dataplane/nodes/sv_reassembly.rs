@@ -1,28 +1,32 @@
 //! Shallow virtual reassembly: gives all fragments of a packet the ports that only the first one has.
 //!
-//! Path: ip4_input | gateway_input | exit_up | handoff -> here -> nat_in2out | nat_out2in | handoff | held | drop.
+//! Path: ip4_input | ip6_input | gateway_input | gateway6_input | exit_up | handoff -> here -> nat_in2out | nat_out2in, or
+//! their like of IPv6 | handoff | held | drop.
 //! Reads: l3, slot, from_inside, fragment. Writes: l4, protocol, length, fragment, ports.
 //!
 //! The fragments of a packet from inside are all at the worker that owns their host or session. Those of a packet from
 //! outside meet at a worker that is chosen by what they have in common, since only the first one tells who owns its
 //! binding; from there the NAT hands them on to the owner as it does with whole packets.
 
-use super::{super::packet::Bitmap, ip4_input, prelude::*};
+use std::net::IpAddr;
+
+use super::{super::packet::Bitmap, ip4_input, ip6_input, prelude::*};
 use crate::{
     dataplane::{
+        address::Address,
         nat::rewrite::{self as nat, Side},
         packet::{Fragment, Packet},
         published::add,
         reassembly::{Fate, Key, Part, Ports},
     },
-    wire::{icmp, ip4, read_u16, tcp, udp},
+    wire::{icmp, ip4, ip6, read_u16, read_u32, tcp, udp},
 };
 
 /// The node's entry in the graph.
 pub(in crate::dataplane) const NODE: Node = Node {
     id: NodeId::SvReassembly,
     name: "sv_reassembly",
-    next: &[NodeId::NatIn2out, NodeId::NatOut2in, NodeId::Handoff],
+    next: &[NodeId::NatIn2out, NodeId::Nat6In2out, NodeId::NatOut2in, NodeId::Nat6Out2in, NodeId::Handoff],
     process: sv_reassembly,
 };
 
@@ -40,35 +44,30 @@ fn sv_reassembly(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
 
 /// What becomes of a fragment; `None`: it is held.
 fn decide(context: &mut Context, frames: &mut Frames, slot: usize) -> Option<Verdict> {
-    let next = nat_of(&context.packets[slot]);
+    let is_ip6 = context.packets[slot].ip(frames).first().is_some_and(|first| first >> 4 == 6);
+    let next = nat_of(&context.packets[slot], is_ip6);
     if context.packets[slot].fragment != Fragment::No {
         // It was held, and its first one has come.
         return Some(Verdict::Next(next));
     }
-    let header = match ip4_input::check(&mut context.packets[slot], frames) {
-        Ok(header) => header,
+    let read = if is_ip6 { read6 } else { read4 };
+    let (key, part) = match read(&mut context.packets[slot], frames, next) {
+        Ok(read) => read,
         Err(reason) => return Some(Verdict::Drop(reason)),
     };
-    let Some(part) = Part::of(&header) else { return Some(Verdict::Drop(Reason::BadLength)) };
     let mut packet = context.packets[slot];
-    let key = Key {
-        source: header.source,
-        destination: header.destination,
-        identification: read_u16(packet.ip(frames), ip4::IDENTIFICATION),
-        protocol: header.protocol,
-        node: next,
-        slot: packet.slot,
-    };
     let meeting = meeting_worker(&key, usize::from(context.identity.workers));
-    if next == NodeId::NatOut2in && meeting != context.index {
+    if matches!(next, NodeId::NatOut2in | NodeId::Nat6Out2in) && meeting != context.index {
         return Some(context.hand_off(slot, meeting, NodeId::SvReassembly));
     }
     let ports = match part.start {
-        0 => match ports_of(packet.transport(frames), header.protocol) {
+        0 => match ports_of(packet.transport(frames), key.protocol) {
             Ok(ports) => Some(ports),
             Err(reason) => return Some(Verdict::Drop(reason)),
         },
-        _ if matches!(header.protocol, ip4::ICMP | ip4::TCP | ip4::UDP) => None,
+        _ if matches!((key.protocol, is_ip6), (ip4::TCP | ip4::UDP, _) | (ip4::ICMP, false) | (ip6::ICMP, true)) => {
+            None
+        }
         _ => return Some(Verdict::Drop(Reason::UnknownProtocol)),
     };
     packet.fragment = if ports.is_some() { Fragment::First } else { Fragment::Later };
@@ -83,14 +82,41 @@ fn decide(context: &mut Context, frames: &mut Frames, slot: usize) -> Option<Ver
 }
 
 /// Which way it is to be translated.
-fn nat_of(packet: &Packet) -> NodeId {
+fn nat_of(packet: &Packet, is_ip6: bool) -> NodeId {
     let is_from_inside = packet.from_inside || packet.slot == Packet::NO_SLOT;
-    if is_from_inside { NodeId::NatIn2out } else { NodeId::NatOut2in }
+    match (is_from_inside, is_ip6) {
+        (true, false) => NodeId::NatIn2out,
+        (true, true) => NodeId::Nat6In2out,
+        (false, false) => NodeId::NatOut2in,
+        (false, true) => NodeId::Nat6Out2in,
+    }
+}
+
+/// Which packet it is of, and which part; `node` will translate it.
+fn read4(packet: &mut Packet, frames: &mut Frames, node: NodeId) -> Result<(Key, Part), Reason> {
+    let header = ip4_input::check(packet, frames)?;
+    let part = Part::of(&header).ok_or(Reason::BadLength)?;
+    let identification = read_u16(packet.ip(frames), ip4::IDENTIFICATION).into();
+    let (source, destination) = (header.source.into(), header.destination.into());
+    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot: packet.slot }, part))
+}
+
+/// The same of IPv6.
+fn read6(packet: &mut Packet, frames: &mut Frames, node: NodeId) -> Result<(Key, Part), Reason> {
+    let header = ip6_input::check(packet, frames)?;
+    let part = Part::of6(&header).ok_or(Reason::BadLength)?;
+    let identification = read_u32(packet.ip(frames), header.fragment_at + 4);
+    let (source, destination) = (header.source.into(), header.destination.into());
+    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot: packet.slot }, part))
 }
 
 /// Where the fragments of a packet from outside meet. Anyone may choose it: all workers do the same for it.
 fn meeting_worker(key: &Key, workers: usize) -> usize {
-    let common = key.source.to_bits() ^ u32::from(key.identification) << 8 ^ u32::from(key.protocol);
+    let source = match key.source {
+        IpAddr::V4(source) => source.to_bits(),
+        IpAddr::V6(source) => source.spread(),
+    };
+    let common = source ^ key.identification << 8 ^ u32::from(key.protocol);
     (common.wrapping_mul(0x9e37_79b1) >> 16) as usize % workers
 }
 
@@ -100,7 +126,7 @@ fn ports_of(transport: &[u8], protocol: u8) -> Result<Ports, Reason> {
     let is_there = match protocol {
         ip4::UDP => transport.len() >= udp::HEADER_BYTES,
         ip4::TCP => tcp::checked_header_length(transport).is_some(),
-        ip4::ICMP => transport.len() >= icmp::HEADER_BYTES,
+        ip4::ICMP | ip6::ICMP => transport.len() >= icmp::HEADER_BYTES,
         _ => return Err(Reason::UnknownProtocol),
     };
     if !is_there {

@@ -467,6 +467,22 @@ mod ip6_tests {
     }
 
     #[test]
+    fn fragments_follow_the_one_that_has_the_ports() {
+        let mut program = gateway6(Realm::Outside);
+        let mut send = |port, identification: u32, place: usize, verdict| {
+            let whole = udp6_packet((SERVER, 53), (OURS6, port), &[7; 40]);
+            expect(&mut program, &framed(&fragments6(&whole, 16, identification)[place]), verdict);
+        };
+        send(FIRST, 1, 0, Verdict::XskUdp);
+        send(FIRST, 1, 1, Verdict::XskFragment);
+        send(FIRST, 1, 2, Verdict::XskFragment);
+        send(80, 2, 0, Verdict::PassPort);
+        send(80, 2, 1, Verdict::PassFragment);
+        send(80, 2, 2, Verdict::PassFragment);
+        send(80, 3, 1, Verdict::XskFragment);
+    }
+
+    #[test]
     fn what_hosts_want_routed_on_goes_to_the_socket() {
         let mut program = gateway6(Realm::Inside);
         let sent = |to| framed(&udp6_packet((HOST, 1), (to, 53), b"x"));
