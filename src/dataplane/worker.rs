@@ -20,7 +20,7 @@ use super::{
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
     nat::{Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns, token},
-    nodes::{icmp_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
+    nodes::{icmp_error, icmp6_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
     published::{Published, Stamp, add},
@@ -422,7 +422,8 @@ impl<D: Driver> Worker<D> {
     fn host_unreachable(&mut self, mut packet: Packet) {
         let frames = self.driver.frames();
         let is_ip6 = packet.ip(frames)[0] >> 4 == 6;
-        let node = if is_ip6 { None } else { icmp_error::host_unreachable(&mut self.context, frames, &mut packet) };
+        let unreachable = if is_ip6 { icmp6_error::host_unreachable } else { icmp_error::host_unreachable };
+        let node = unreachable(&mut self.context, frames, &mut packet);
         let Some(node) = node else { return self.end_waiting(packet, NodeId::Punt, Reason::Unresolved) };
         add(&self.context.published.nodes[NodeId::Punt as usize].drops[Reason::Unresolved as usize], 1);
         self.context.inject(packet, node).expect("apply_commands leaves room for one packet");

@@ -17,6 +17,8 @@ pub const ECHO_REPLY: u8 = 129;
 pub const CODE_NO_ROUTE: u8 = 0;
 /// Code of "communication administratively prohibited".
 pub const CODE_PROHIBITED: u8 = 1;
+/// Code of "address unreachable".
+pub const CODE_ADDRESS: u8 = 3;
 /// Code of "port unreachable".
 pub const CODE_PORT: u8 = 4;
 /// Code of a parameter problem: "erroneous header field encountered".
