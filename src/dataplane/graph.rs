@@ -19,6 +19,7 @@
 //!
 //!  IPv6: ethernet_input -> ip6_input -+-> gateway6_input -> nat6_in2out -> ip6_output | ip_output (NAT64)
 //!                                     +-> nat6_out2in -> ip6_output;    nat_out2in -> ip6_output (NAT64)
+//!        (of a client: exit_up -> nat6_in2out, nat6_out2in | nat_out2in -> exit_down)
 //! ```
 //!
 //! Edges only go forward, so one pass over [`NODES`] finishes every packet; the assertion at the foot of this

@@ -74,6 +74,25 @@ fn answer_one_question(socket: &UdpSocket) -> IpAddr {
 }
 
 #[test]
+fn what_is_larger_than_any_link_is_translated_in_fragments() {
+    let testbed = Testbed::up("fragments6", "gateway6");
+    let said = run(&testbed, "alice", &["ping", "-6", "-c", "10", "-i", "0.1", "-s", "6000", DNS6]);
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    testbed.udp_echo("dns", (Ipv6Addr::UNSPECIFIED, 7000));
+    for (host, server) in [("alice", DNS6), ("alice", DNS64), ("bob", DNS6), ("bob", DNS64)] {
+        let socket = testbed.udp(host, (Ipv6Addr::UNSPECIFIED, 0));
+        socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7000)).unwrap();
+        for round in 0..10 {
+            let sent = noise(round, 5000);
+            socket.send(&sent).unwrap();
+            let mut buffer = [0; 6000];
+            let length = socket.recv(&mut buffer).unwrap();
+            assert!(buffer[..length] == sent, "{server}: {length} bytes came back to {host}, not the same");
+        }
+    }
+}
+
+#[test]
 fn traceroute_shows_the_hops_and_routers_of_ipv4_have_names() {
     let testbed = Testbed::up("hops6", "gateway6");
     for (server, router) in [(WWW6, "2001:db8:f0::1"), (WWW64, "64:ff9b::c612:1")] {

@@ -65,6 +65,27 @@ fn ping_curl_and_dig_of_a_client_reach_servers_of_both_families() {
     }
 }
 
+#[test]
+fn what_is_larger_than_any_link_crosses_in_fragments() {
+    let testbed = Testbed::up("fragments6", "overlay6");
+    // The server's first answer tells it that the tunnel carries less than its link.
+    testbed.run("client", &["ping", "-6", "-c", "2", "-W", "1", "-s", "6000", DNS6]);
+    let said = run(&testbed, "client", &["ping", "-6", "-c", "10", "-i", "0.1", "-s", "6000", DNS6]);
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    testbed.udp_echo("dns", (Ipv6Addr::UNSPECIFIED, 7000));
+    for server in [DNS6, DNS64] {
+        let socket = testbed.udp("client", (Ipv6Addr::UNSPECIFIED, 0));
+        socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7000)).unwrap();
+        for round in 0..10 {
+            let sent = noise(round, 5000);
+            socket.send(&sent).unwrap();
+            let mut buffer = [0; 6000];
+            let length = socket.recv(&mut buffer).unwrap();
+            assert!(buffer[..length] == sent, "{server}: {length} bytes came back, not the same");
+        }
+    }
+}
+
 /// The same question, marked as an answer without records.
 fn answer_one_question(socket: &UdpSocket) -> IpAddr {
     let mut buffer = [0; 512];
