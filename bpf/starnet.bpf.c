@@ -3,9 +3,9 @@
  * ssh, QUIC, ARP and everything else on the interface keep working:
  *
  *   UDP and TCP to one of our addresses, destination port in the reserved range or forwarded
- *   ICMP echo replies to one of our addresses, identifier in the range
+ *   ICMP echo and timestamp replies to one of our addresses, identifier in the range
  *   ICMP errors to one of our addresses that quote a packet of ours: source address ours, and source port (or
- *     identifier of an echo request) in the range or forwarded
+ *     identifier of such a request) in the range or forwarded
  *   fragments without ports to one of our addresses, if the node translates, unless the fragment that had the
  *     ports was the kernel's
  *   on an inside interface of a gateway: what its hosts want routed on, that is, all unicast that is not for
@@ -255,6 +255,8 @@ enum {
 	ICMP_ECHO_REQUEST = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER_PROBLEM = 12,
+	ICMP_TIMESTAMP_REQUEST = 13,
+	ICMP_TIMESTAMP_REPLY = 14,
 	PROTOCOL_FRAGMENT6 = 44,
 	PROTOCOL_ICMP6 = 58,
 	FRAGMENT_OFFSET6 = 0xfff8,
@@ -326,8 +328,9 @@ static __always_inline enum verdict classify_quote(const struct ip4 *ip, u32 byt
 	if (ip->protocol == PROTOCOL_ICMP) {
 		const struct icmp *icmp = transport;
 
-		return icmp->type == ICMP_ECHO_REQUEST && is_reserved(range, icmp->identifier) ? XSK_ICMP_ERROR
-											: PASS_ICMP_QUOTE;
+		int is_query = icmp->type == ICMP_ECHO_REQUEST || icmp->type == ICMP_TIMESTAMP_REQUEST;
+
+		return is_query && is_reserved(range, icmp->identifier) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
 	}
 	return PASS_ICMP_QUOTE;
 }
@@ -340,6 +343,7 @@ static __always_inline enum verdict classify_icmp(const struct range *range, con
 		return PASS_MALFORMED;
 	switch (icmp->type) {
 	case ICMP_ECHO_REPLY:
+	case ICMP_TIMESTAMP_REPLY:
 		return is_reserved(range, icmp->identifier) ? XSK_ICMP_QUERY : PASS_ICMP_IDENTIFIER;
 	case ICMP_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:

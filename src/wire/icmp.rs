@@ -24,6 +24,10 @@ pub const ECHO_REQUEST: u8 = 8;
 pub const TIME_EXCEEDED: u8 = 11;
 /// Parameter problem.
 pub const PARAMETER_PROBLEM: u8 = 12;
+/// Timestamp request.
+pub const TIMESTAMP_REQUEST: u8 = 13;
+/// Timestamp reply.
+pub const TIMESTAMP_REPLY: u8 = 14;
 
 /// Code of "net unreachable".
 pub const CODE_NET: u8 = 0;
@@ -35,6 +39,18 @@ pub const CODE_PORT: u8 = 3;
 pub const CODE_FRAGMENTATION_NEEDED: u8 = 4;
 /// Code of "communication administratively prohibited".
 pub const CODE_PROHIBITED: u8 = 13;
+
+/// True for a question that has an identifier, by which its answer is known.
+#[inline]
+pub fn is_request(kind: u8) -> bool {
+    matches!(kind, ECHO_REQUEST | TIMESTAMP_REQUEST)
+}
+
+/// True for the answer to one.
+#[inline]
+pub fn is_reply(kind: u8) -> bool {
+    matches!(kind, ECHO_REPLY | TIMESTAMP_REPLY)
+}
 
 /// True for a message that quotes the packet it is about.
 #[inline]

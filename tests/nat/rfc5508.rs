@@ -40,6 +40,17 @@ fn req1_queries_pass_and_an_identifier_is_one_hosts() {
 }
 
 #[test]
+fn req1_timestamps_are_queries_too() {
+    let mut turn = Turn::with(DEFAULT);
+    assert_eq!(turn.inside(&Packet::timestamp(A.own(1), S)), ["Outside: timestamp request Gateway:m0 > S"]);
+    assert_eq!(turn.inside(&Packet::timestamp(B.own(1), S)), ["Outside: timestamp request Gateway:m1 > S"]);
+    assert_eq!(turn.outside(&Packet::timestamp_reply(S, mapped(0))), ["Inside: timestamp reply S > A:+1"]);
+    let about = Packet::timestamp(mapped(0), S);
+    let told = turn.outside(&Packet::error(R, Gateway, (11, 0), about, 8));
+    assert_eq!(told, ["Inside: error 11/0 (0) R > A about [timestamp request A:+1 > S]"]);
+}
+
+#[test]
 fn req2_a_query_is_waited_for_and_then_forgotten() {
     let mut turn = Turn::with(IMPATIENT);
     turn.inside(&ping());
@@ -154,8 +165,8 @@ fn req10_that_nobody_answers_on_the_link_is_told() {
 fn req11_other_messages_and_errors_about_other_protocols_go_no_further() {
     let mut turn = Turn::with(DEFAULT);
     turn.inside(&ping());
-    // Source quench, redirect, router solicitation, timestamp and address mask requests.
-    for kind in [4, 5, 10, 13, 17] {
+    // Source quench, redirect, router solicitation, information and address mask requests.
+    for kind in [4, 5, 10, 15, 17] {
         let error = Packet::error(A, S, (kind, 0), Packet::udp(S.port(53), A.own(1), b""), 8);
         assert!(turn.inside(&error).is_empty(), "type {kind}");
     }

@@ -210,7 +210,7 @@ fn icmp() -> Vec<Case> {
         )),
         Case::new("icmp: an echo reply from inside").inside(
             Packet::ping(A.own(1), S, b"")
-                .with(|packet| packet.layer4 = Layer4::Echo { is_reply: true, payload: b"?".to_vec() }),
+                .with(|packet| packet.layer4 = Layer4::Query { kind: 0, payload: b"?".to_vec() }),
         ),
         Case::new("icmp: ping with one hop to live")
             .inside(Packet::ping(A.own(1), S, b"trace").with(|packet| packet.ttl = 1)),
@@ -224,12 +224,13 @@ fn icmp() -> Vec<Case> {
             &[7; 1300],
         )),
         Case::new("icmp: wrong checksum").inside(Packet::other(A, S, 1, &[8, 0, 1, 2, 50, 0, 0, 1])),
-        Case::new("icmp: timestamp request").inside(Packet::other(
-            A,
-            S,
-            1,
-            &with_sum(&[13, 0, 0, 0, 40, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
-        )),
+        Case::new("icmp: timestamp")
+            .inside(Packet::timestamp(A.own(1), S))
+            .outside(Packet::timestamp_reply(S, mapped(0))),
+        Case::new("icmp: a timestamp nobody asked for").outside(Packet::timestamp_reply(S, unused(1))),
+        Case::new("icmp error: about a timestamp request")
+            .inside(Packet::timestamp(A.own(1), S))
+            .outside(Packet::error(R, Gateway, (3, 1), Packet::timestamp(mapped(0), S), 8)),
         Case::new("icmp: redirect from outside").inside(question()).outside(Packet::error(
             R,
             Gateway,

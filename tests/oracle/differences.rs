@@ -65,10 +65,6 @@ pub(crate) const EXPLAINED: &[Difference] = &[
     },
     Difference { why: "Source quench is deprecated and is not passed on (RFC 6633).", cases: &["icmp: source quench"] },
     Difference {
-        why: "Of ICMP queries only echo is translated; timestamps tell strangers a host's clock.",
-        cases: &["icmp: timestamp request"],
-    },
-    Difference {
         why: "An ICMP error that quotes a header with a wrong checksum is dropped (RFC 5508 REQ-3).",
         cases: &["icmp error: wrong checksum in the quoted header"],
     },

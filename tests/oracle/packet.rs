@@ -78,9 +78,9 @@ pub(crate) enum Layer4 {
         acknowledgement: u32,
         payload: Vec<u8>,
     },
-    /// The identifier is the inside's (or the mapping's) port.
-    Echo {
-        is_reply: bool,
+    /// Echo or timestamp. The identifier is the inside's (or the mapping's) port.
+    Query {
+        kind: u8,
         payload: Vec<u8>,
     },
     /// `bytes` of the quoted packet.
@@ -154,11 +154,21 @@ impl Packet {
     }
 
     pub(crate) fn ping(source: Point, destination: Host, payload: &[u8]) -> Self {
-        Self::new(source, destination.port(0), Layer4::Echo { is_reply: false, payload: payload.into() })
+        Self::new(source, destination.port(0), Layer4::Query { kind: 8, payload: payload.into() })
     }
 
     pub(crate) fn pong(source: Host, destination: Point, payload: &[u8]) -> Self {
-        Self::new(source.port(0), destination, Layer4::Echo { is_reply: true, payload: payload.into() })
+        Self::new(source.port(0), destination, Layer4::Query { kind: 0, payload: payload.into() })
+    }
+
+    /// A question for the time, all of it zero.
+    pub(crate) fn timestamp(source: Point, destination: Host) -> Self {
+        Self::new(source, destination.port(0), Layer4::Query { kind: 13, payload: vec![0; 12] })
+    }
+
+    /// The answer.
+    pub(crate) fn timestamp_reply(source: Host, destination: Point) -> Self {
+        Self::new(source.port(0), destination, Layer4::Query { kind: 14, payload: vec![0; 12] })
     }
 
     /// An ICMP error about `quote`, of which it has `bytes` after the IP header.
@@ -211,10 +221,9 @@ impl Packet {
                 seal(&mut bytes, 16, pseudo(source, destination, 6));
                 (6, bytes)
             }
-            Layer4::Echo { is_reply, payload } => {
-                let identifier = if *is_reply { to } else { from };
-                let kind = if *is_reply { 0 } else { 8 };
-                let mut bytes = [&[kind, 0, 0, 0][..], &identifier.to_be_bytes(), &[0, 1], payload].concat();
+            Layer4::Query { kind, payload } => {
+                let identifier = if matches!(kind, 0 | 14) { to } else { from };
+                let mut bytes = [&[*kind, 0, 0, 0][..], &identifier.to_be_bytes(), &[0, 1], payload].concat();
                 seal(&mut bytes, 2, 0);
                 (1, bytes)
             }
@@ -414,6 +423,14 @@ impl Names {
                 match layer4.first() {
                     Some(8) => said += &format!("ping {} > {}", self.point(1, source, two(4)), self.host(destination)),
                     Some(0) => said += &format!("pong {} > {}", self.host(source), self.point(1, destination, two(4))),
+                    Some(13) => {
+                        let from = self.point(1, source, two(4));
+                        said += &format!("timestamp request {from} > {}", self.host(destination));
+                    }
+                    Some(14) => {
+                        let from = self.host(source);
+                        said += &format!("timestamp reply {from} > {}", self.point(1, destination, two(4)));
+                    }
                     Some(kind) if layer4.len() >= 8 => {
                         let quote = self.describe_to(&layer4[8..], true);
                         let (code, rest) = (layer4[1], two(6));

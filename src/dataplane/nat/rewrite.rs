@@ -41,7 +41,8 @@ pub(super) fn port_at(transport: &[u8], protocol: u8, side: Side) -> Option<usiz
         (ip4::UDP | ip4::TCP, Side::Destination) => Some(tcp::DESTINATION),
         // A query's identifier belongs to whoever asked; it stands for the port at both ends.
         (ip4::ICMP, _) => {
-            matches!(transport.first(), Some(&icmp::ECHO_REQUEST | &icmp::ECHO_REPLY)).then_some(icmp::IDENTIFIER)
+            let is_query = transport.first().is_some_and(|kind| icmp::is_request(*kind) || icmp::is_reply(*kind));
+            is_query.then_some(icmp::IDENTIFIER)
         }
         (ip6::ICMP, _) => {
             matches!(transport.first(), Some(&icmp6::ECHO_REQUEST | &icmp6::ECHO_REPLY)).then_some(icmp::IDENTIFIER)
@@ -222,6 +223,7 @@ mod tests {
             udp_packet(),
             packet(ip4::TCP, &tcp_segment),
             packet(ip4::ICMP, &[icmp::ECHO_REQUEST, 0, 0, 0, 0x12, 0x34, 0, 1, 9]),
+            packet(ip4::ICMP, &[icmp::TIMESTAMP_REQUEST, 0, 0, 0, 0x12, 0x34, 0, 1, 0, 0, 0, 9]),
         ] {
             let protocol = before[ip4::PROTOCOL];
             let mut after = before.clone();

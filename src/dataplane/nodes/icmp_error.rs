@@ -55,7 +55,7 @@ pub(in crate::dataplane) fn become_error(
 ) -> Result<(), Reason> {
     let Ok(header) = ip4::parse(packet.ip(frames)) else { return Err(Reason::ErrorUnanswered) };
     let is_error = header.protocol == ip4::ICMP
-        && packet.transport(frames).first().is_none_or(|kind| !matches!(*kind, icmp::ECHO_REQUEST | icmp::ECHO_REPLY));
+        && packet.transport(frames).first().is_none_or(|kind| !icmp::is_request(*kind) && !icmp::is_reply(*kind));
     let source = header.source;
     let is_nobody = source.is_unspecified() || source.is_multicast() || source.is_broadcast() || source.is_loopback();
     if is_error || is_nobody || header.fragment & 0x1fff != 0 || context.icmp_budget == 0 {

@@ -50,7 +50,7 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         }
         ip4::ICMP => match transport.first() {
             Some(_) if transport.len() < icmp::HEADER_BYTES => return Verdict::Drop(Reason::TooShort),
-            Some(&icmp::ECHO_REPLY) => nat::port(transport, ip4::ICMP, Side::Destination),
+            Some(kind) if icmp::is_reply(*kind) => nat::port(transport, ip4::ICMP, Side::Destination),
             Some(kind) if icmp::is_error(*kind) => return Verdict::Next(NodeId::NatOut2in),
             _ => return Verdict::Drop(Reason::UnknownProtocol),
         },

@@ -98,7 +98,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let Some((source, destination)) = nat::ports(transport, header.protocol, &packet) else {
         return Verdict::Drop(Reason::UnknownProtocol);
     };
-    if header.protocol == ip4::ICMP && !is_later && transport[icmp::TYPE] != icmp::ECHO_REQUEST {
+    if header.protocol == ip4::ICMP && !is_later && !icmp::is_request(transport[icmp::TYPE]) {
         return Verdict::Drop(Reason::UnknownProtocol);
     }
     let remote = (header.destination, destination);

@@ -42,6 +42,39 @@ fn req1_queries_pass_and_an_identifier_is_one_hosts() {
 }
 
 #[test]
+fn req1_timestamps_are_queries_too() {
+    let times = [0, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0];
+    let message = |kind, from, to, identifier: u16| {
+        let rest = [&identifier.to_be_bytes()[..], &[0, 9], &times].concat();
+        crate::dataplane::testing::icmp_packet(from, to, kind, 0, &rest)
+    };
+    for workers in [1, 3] {
+        let mut nat = Nat::with(Setup { workers, ..Setup::default() });
+        let sent = message(icmp::TIMESTAMP_REQUEST, HOST, SERVER, 7);
+        let seen = nat.seen(&sent);
+        assert_ne!(nat.seen(&message(icmp::TIMESTAMP_REQUEST, OTHER_HOST, SERVER, 7)), seen);
+        let out = nat.send_outside(&message(icmp::TIMESTAMP_REPLY, SERVER, seen.0, seen.1));
+        assert_eq!((destination(&out[0].packet), &out[0].packet[28..]), ((HOST, 7), &times[..]));
+        assert!(!nat.is_let_in(&message(icmp::TIMESTAMP_REQUEST, SERVER, seen.0, seen.1)), "nobody asks through");
+        assert_eq!(nat.send_inside(&message(icmp::TIMESTAMP_REPLY, HOST, SERVER, 7)), [], "nobody answers unasked");
+        // Errors about it, of a router and of ours.
+        let out = nat.send_outside(&error(
+            ROUTER,
+            seen.0,
+            icmp::TIME_EXCEEDED,
+            0,
+            [0; 4],
+            &message(icmp::TIMESTAMP_REQUEST, seen.0, SERVER, seen.1),
+        ));
+        assert_eq!(out[0].packet[28 + 20..], sent[20..], "about what the host sent");
+        let mut late = sent.clone();
+        late[ip4::TTL] = 1;
+        mend(&mut late);
+        assert_eq!(nat.send_inside(&late)[0].packet[20], icmp::TIME_EXCEEDED);
+    }
+}
+
+#[test]
 fn req2_a_query_is_waited_for_a_minute() {
     let mut nat = Nat::new();
     let seen = nat.seen(&query(7));
@@ -301,11 +334,11 @@ fn req11_other_messages_go_neither_way() {
     let (_, seen) = sent_and_seen(&mut nat).remove(2);
     let passes = [icmp::UNREACHABLE, icmp::TIME_EXCEEDED, icmp::PARAMETER_PROBLEM];
     for kind in (0..=255).filter(|kind| !passes.contains(kind)) {
-        if kind != icmp::ECHO_REPLY {
+        if !icmp::is_reply(kind) {
             let from_outside = crate::dataplane::testing::icmp_packet(SERVER, OUTSIDE[0], kind, 0, &seen[24..]);
             assert!(!nat.is_let_in(&from_outside), "type {kind}");
         }
-        if kind != icmp::ECHO_REQUEST {
+        if !icmp::is_request(kind) {
             let from_inside = crate::dataplane::testing::icmp_packet(HOST, SERVER, kind, 0, &query(5000)[24..]);
             assert_eq!(nat.send_inside(&from_inside), [], "type {kind}");
         }

@@ -131,7 +131,7 @@ fn each_address_has_a_range_of_its_own() {
 }
 
 #[test]
-fn an_echo_reply_goes_to_the_socket_by_its_identifier_and_a_request_never_does() {
+fn a_reply_to_a_query_goes_to_the_socket_by_its_identifier_and_a_request_never_does() {
     let mut program = program();
     for (kind, identifier, verdict) in [
         (icmp::ECHO_REPLY, FIRST, Verdict::XskIcmpQuery),
@@ -140,7 +140,9 @@ fn an_echo_reply_goes_to_the_socket_by_its_identifier_and_a_request_never_does()
         (icmp::ECHO_REPLY, LAST + 1, Verdict::PassIcmpIdentifier),
         (icmp::ECHO_REQUEST, FIRST, Verdict::PassIcmpType),
         (5, FIRST, Verdict::PassIcmpType),
-        (13, FIRST, Verdict::PassIcmpType),
+        (icmp::TIMESTAMP_REPLY, FIRST, Verdict::XskIcmpQuery),
+        (icmp::TIMESTAMP_REPLY, LAST + 1, Verdict::PassIcmpIdentifier),
+        (icmp::TIMESTAMP_REQUEST, FIRST, Verdict::PassIcmpType),
     ] {
         expect(&mut program, &from_outside(ip4::ICMP, &icmp_message(kind, identifier, &[])), verdict);
     }
@@ -149,11 +151,15 @@ fn an_echo_reply_goes_to_the_socket_by_its_identifier_and_a_request_never_does()
 #[test]
 fn an_icmp_error_goes_to_the_socket_where_it_quotes_a_packet_of_ours() {
     let mut program = program();
-    let request = icmp_message(icmp::ECHO_REQUEST, FIRST, &[]);
+    let echo = icmp_message(icmp::ECHO_REQUEST, FIRST, &[]);
+    let timestamp = icmp_message(icmp::TIMESTAMP_REQUEST, FIRST, &[0; 12]);
     for kind in [icmp::UNREACHABLE, icmp::TIME_EXCEEDED, icmp::PARAMETER_PROBLEM] {
-        for (protocol, sent) in
-            [(ip4::UDP, udp_datagram(LAST, 53)), (ip4::TCP, tcp_segment(FIRST, 443)), (ip4::ICMP, request.clone())]
-        {
+        for (protocol, sent) in [
+            (ip4::UDP, udp_datagram(LAST, 53)),
+            (ip4::TCP, tcp_segment(FIRST, 443)),
+            (ip4::ICMP, echo.clone()),
+            (ip4::ICMP, timestamp.clone()),
+        ] {
             let quote = ip(OURS, OTHER, protocol, &[], &sent);
             expect(&mut program, &error_about(kind, &quote), Verdict::XskIcmpError);
             // A router may quote no more than eight bytes behind the header (RFC 792).
@@ -175,6 +181,7 @@ fn an_icmp_error_about_a_packet_that_is_not_ours_goes_to_the_kernel() {
         ip(OURS, OTHER, ip4::TCP, &[], &tcp_segment(LAST + 1, FIRST)),
         ip(OURS, OTHER, ip4::ICMP, &[], &icmp_message(icmp::ECHO_REQUEST, LAST + 1, &[])),
         ip(OURS, OTHER, ip4::ICMP, &[], &icmp_message(icmp::ECHO_REPLY, FIRST, &[])),
+        ip(OURS, OTHER, ip4::ICMP, &[], &icmp_message(icmp::TIMESTAMP_REPLY, FIRST, &[])),
         ip(OURS, OTHER, 47, &[], &ours),
         ip(OTHER, OURS, ip4::UDP, &[], &ours),
         fragment,
