@@ -3,6 +3,7 @@
 //! checks every packet of long random runs against a few maps.
 
 mod document;
+mod full;
 mod model;
 mod rfc4787;
 mod rfc5382;
@@ -27,7 +28,7 @@ use crate::{
         driver::memory::MemoryDriver,
         exit_policy::ExitPolicy,
         forwarding::{Identity, Interface, Prefix, Route},
-        gateway::{Gateway, OutsideAddress, Realm},
+        gateway::{Gateway, OutsideAddress, Realm, StaticMapping},
         handoff,
         nat::{Endpoint, Filtering, NatConfig},
         published::Published,
@@ -65,11 +66,20 @@ pub(super) struct Setup {
     pub(super) ports: (u16, u16),
     pub(super) adjust: fn(&mut NatConfig),
     pub(super) exempt: Vec<Prefix>,
+    pub(super) mappings: Vec<StaticMapping>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { workers: 1, bindings: 256, addresses: 1, ports: (1024, 65_535), adjust: |_| (), exempt: Vec::new() }
+        Self {
+            workers: 1,
+            bindings: 256,
+            addresses: 1,
+            ports: (1024, 65_535),
+            adjust: |_| (),
+            exempt: Vec::new(),
+            mappings: Vec::new(),
+        }
     }
 }
 
@@ -81,6 +91,8 @@ pub(super) struct Nat {
     events: Vec<rtrb::Consumer<Event>>,
     published: Vec<Arc<Published>>,
     pub(super) now: Nanos,
+    /// What the gateway's file says.
+    file: Gateway,
     /// The control core hears and says nothing.
     pub(super) is_stalled: bool,
     out: Vec<Sent>,
@@ -120,7 +132,8 @@ impl Nat {
         let mut nat = NatConfig::of(&identity).with_gateway(&addresses);
         (setup.adjust)(&mut nat);
         let realms = vec![Realm::Outside, Realm::Inside];
-        let gateway = Gateway { realms, addresses, exempt: setup.exempt, ..Gateway::default() };
+        let (exempt, mappings) = (setup.exempt, setup.mappings);
+        let file = Gateway { realms, addresses, exempt, mappings, ..Gateway::default() };
         let interfaces = vec![
             Interface { index: 2, mac: MACS[0], mtu: 1500, is_up: true },
             Interface { index: 3, mac: MACS[1], mtu: 1500, is_up: true },
@@ -138,7 +151,7 @@ impl Nat {
             interfaces,
             rss: vec![None],
             policy: ExitPolicy::default(),
-            gateway: Some(gateway),
+            gateway: Some(file.clone()),
             boot_epoch: 1,
             seed: [7; 32],
         };
@@ -152,6 +165,7 @@ impl Nat {
             events: Vec::new(),
             published,
             now,
+            file,
             is_stalled: false,
             out: Vec::new(),
             next_hop: [0; 6],
@@ -298,6 +312,13 @@ impl Nat {
                 return std::mem::take(&mut self.out);
             }
         }
+    }
+
+    /// The file is read anew: these ports are forwarded.
+    pub(super) fn set_mappings(&mut self, mappings: Vec<StaticMapping>) {
+        self.file.mappings = mappings;
+        self.control.set_gateway(self.file.clone(), self.now);
+        self.settle();
     }
 
     /// The way to the servers is by this router.

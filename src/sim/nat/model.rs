@@ -11,13 +11,15 @@ use crate::{
     dataplane::testing::{icmp_packet, udp_packet},
     wire::{
         checksum,
-        tcp::{ACK, FIN, SYN},
+        tcp::{ACK, FIN, RST, SYN},
     },
 };
 
 /// First numbers of client and server.
 const C: u32 = 1000;
 const S: u32 = 9000;
+/// Stands for a reset with a number out of any window.
+const FORGED: u8 = 0xff;
 const QUARANTINE: Nanos = 120 * SECOND;
 /// A binding is gone this long after its time at the latest: its last packet may have come late in a tick.
 const LATE: Nanos = 3 * TICK;
@@ -38,6 +40,7 @@ struct Flow {
 enum Connection {
     Opening,
     Open,
+    HalfClosed { by_host: bool },
     Over,
 }
 
@@ -48,6 +51,8 @@ struct Held {
     used: Nanos,
     peers: HashSet<Endpoint>,
     connection: Connection,
+    /// A forwarded port: it is there as long as the file has it.
+    is_static: bool,
 }
 
 struct Model {
@@ -60,6 +65,8 @@ struct Model {
     /// When the ports of bindings that are gone were given back, at the earliest.
     resting: HashMap<(u8, Endpoint), Nanos>,
     random: u64,
+    /// Of the next packet that is fragmented.
+    identification: u16,
 }
 
 impl Model {
@@ -68,14 +75,20 @@ impl Model {
             |address: &Ipv4Addr| OutsideAddress { address: *address, first: setup.ports.0, last: setup.ports.1 };
         let mut config = NatConfig::new(outside(&OUTSIDE[0]));
         (setup.adjust)(&mut config);
+        let forwarded = |mapping: &StaticMapping| {
+            let (outside, peers, connection) = (mapping.outside, HashSet::new(), Connection::Opening);
+            let held = Held { outside, used: 0, peers, connection, is_static: true };
+            ((mapping.protocol, mapping.inside, None), held)
+        };
         Self {
             workers: setup.workers,
             capacity: setup.bindings as usize,
             ports: setup.ports,
             config,
-            held: HashMap::new(),
+            held: setup.mappings.iter().map(forwarded).collect(),
             resting: HashMap::new(),
             random: seed | 1,
+            identification: 0,
             nat: Nat::with(setup),
         }
     }
@@ -102,10 +115,11 @@ impl Model {
 
     fn limit(&self, key: &Key, held: &Held) -> Nanos {
         match (key.0, held.connection) {
+            _ if held.is_static => Nanos::MAX / 2,
             (ip4::UDP, _) => self.config.timers.udp,
             (ip4::ICMP, _) => self.config.timers.icmp,
             (_, Connection::Opening) => self.config.timers.tcp_opening,
-            (_, Connection::Open) => self.config.timers.tcp_established,
+            (_, Connection::Open | Connection::HalfClosed { .. }) => self.config.timers.tcp_established,
             (_, Connection::Over) => self.config.timers.tcp_closing,
         }
     }
@@ -152,11 +166,13 @@ impl Model {
         self.pass(ticks * TICK);
         let flow = self.draw_flow();
         self.wait_until_sure(&self.key(flow));
-        match self.draw(10) {
+        match self.draw(12) {
             0..=4 => self.go_out(flow),
             5 | 6 => self.come_in(flow),
             7 => self.err(flow),
             8 => self.expire_on_the_way(flow),
+            9 => self.go_out_in_fragments(flow),
+            10 => self.come_in_in_fragments(flow),
             _ => self.turn_back(flow),
         }
         self.compare();
@@ -168,7 +184,7 @@ impl Model {
         let known = self.held.get(&key).cloned();
         let mut flags = match known.as_ref().map(|held| held.connection) {
             None | Some(Connection::Opening) => SYN,
-            Some(Connection::Open) => ACK,
+            Some(Connection::Open | Connection::HalfClosed { .. }) => ACK,
             Some(Connection::Over) if flow.protocol == ip4::TCP => return,
             Some(Connection::Over) => ACK,
         };
@@ -193,7 +209,8 @@ impl Model {
         let expected = Sent { is_to_inside: false, packet: rewritten(&sent, Some(outside), None) };
         assert_eq!(out, [expected], "{flow:?}, known: {known:?}");
         let now = self.nat.now;
-        let new = Held { outside, used: now, peers: HashSet::new(), connection: Connection::Opening };
+        let (peers, connection) = (HashSet::new(), Connection::Opening);
+        let new = Held { outside, used: now, peers, connection, is_static: false };
         let held = self.held.entry(key).or_insert(new);
         held.used = now;
         held.peers.insert(flow.remote);
@@ -206,13 +223,26 @@ impl Model {
     fn follow_connection(&mut self, flow: Flow) {
         let key = self.key(flow);
         let (outside, connection) = (self.held[&key].outside, self.held[&key].connection);
-        let choice = self.draw(4);
-        let (answers, next) = match connection {
-            Connection::Opening if choice < 2 => ([(false, SYN | ACK), (true, ACK)], Connection::Open),
-            Connection::Open if choice == 0 => ([(true, FIN | ACK), (false, FIN | ACK)], Connection::Over),
+        let half_closed = |by_host| Connection::HalfClosed { by_host };
+        // Who sends (the host: true), flags, and the numbers where they are not those of the connection's state.
+        let (segments, next): (&[(bool, u8)], _) = match (connection, self.draw(10)) {
+            (Connection::Opening, 0..=3) => (&[(false, SYN | ACK), (true, ACK)], Connection::Open),
+            // Both ends open at the same time (RFC 9293 figure 7).
+            (Connection::Opening, 4) => {
+                (&[(false, SYN), (true, SYN | ACK), (false, SYN | ACK), (true, ACK)], Connection::Open)
+            }
+            (Connection::Open, 0) => (&[(true, FIN | ACK), (false, FIN | ACK)], Connection::Over),
+            (Connection::Open, 1) => (&[(true, FIN | ACK)], half_closed(true)),
+            (Connection::Open, 2) => (&[(false, FIN | ACK)], half_closed(false)),
+            (Connection::HalfClosed { by_host: true }, 0..=2) => (&[(false, FIN | ACK)], Connection::Over),
+            (Connection::HalfClosed { by_host: false }, 0..=2) => (&[(true, FIN | ACK)], Connection::Over),
+            (Connection::Open | Connection::HalfClosed { .. }, 3) => (&[(true, RST)], Connection::Over),
+            (Connection::Open | Connection::HalfClosed { .. }, 4) => (&[(false, RST)], Connection::Over),
+            // A reset that none of the two can have sent goes through and ends nothing.
+            (Connection::Open | Connection::HalfClosed { .. }, 5) => (&[(false, FORGED)], connection),
             _ => return,
         };
-        for (is_outward, flags) in answers {
+        for &(is_outward, flags) in segments {
             if is_outward {
                 let sent = packet_out(flow, flags);
                 let packet = rewritten(&sent, Some(outside), None);
@@ -236,10 +266,18 @@ impl Model {
             protocol == flow.protocol && now <= since + QUARANTINE + SECOND
         };
         let resting = self.resting.iter().filter(is_rest).count();
-        let may_refuse =
-            self.workers == 1 && (self.held.len() >= self.capacity || (!is_shared && taken + resting >= all));
-        let live = self.held.iter().filter(|(key, held)| self.is_surely_alive(key, held));
-        let must_refuse = self.workers == 1 && live.count() >= self.capacity;
+        let of_host = |key: &&Key| key.1.0 == flow.inside.0;
+        let live = self.held.iter().filter(|(key, held)| self.is_surely_alive(key, held)).map(|(key, _)| key);
+        let (bindings, ports) = (self.config.bindings_a_host as usize, self.config.ports_a_host as usize);
+        let is_over = |keys: Vec<&Key>| {
+            keys.len() >= bindings || keys.iter().filter(|key| key.0 == flow.protocol).count() >= ports
+        };
+        let is_full = |count| self.workers == 1 && count >= self.capacity;
+        let may_refuse = is_full(self.held.len())
+            || self.workers == 1 && !is_shared && taken + resting >= all
+            || is_over(self.held.keys().filter(of_host).collect())
+            || self.blocks(flow.protocol).len() >= self.blocks_of(all);
+        let must_refuse = is_full(live.clone().count()) || is_over(live.filter(of_host).collect());
         let [Sent { is_to_inside, packet }] = out else { panic!("{flow:?}: one answer, not {out:02x?}") };
         if *is_to_inside {
             assert!(may_refuse, "{flow:?} is refused, though there is room");
@@ -257,17 +295,88 @@ impl Model {
             let is_same_host = other.1.0 == flow.inside.0 && self.is_surely_alive(other, held);
             assert!(!is_same_host || held.outside.0 == outside.0, "{flow:?}: a host has one outside address");
         }
+        let block = self.block_of(outside);
+        let owner = self.held.iter().find(|(other, held)| {
+            other.0 == flow.protocol && self.config.port_block > 0 && self.block_of(held.outside) == block
+        });
+        assert!(owner.is_none_or(|(other, _)| other.1.0 == flow.inside.0), "{flow:?}: in a block of {owner:?}");
         if let Some(since) = self.resting.get(&(flow.protocol, outside)).filter(|_| !is_shared) {
             assert!(now > since + QUARANTINE - TICK, "{flow:?}: port {outside:?} rests");
         }
         Some(outside)
     }
 
+    /// The block of ports that a port is in.
+    fn block_of(&self, outside: Endpoint) -> (Ipv4Addr, u16) {
+        (outside.0, (outside.1 - self.ports.0.min(outside.1)) / self.config.port_block.max(1))
+    }
+
+    /// Blocks that are somebody's, or may rest.
+    fn blocks(&self, protocol: u8) -> HashSet<(Ipv4Addr, u16)> {
+        let held = self.held.iter().filter(|(key, _)| key.0 == protocol).map(|(_, held)| held.outside);
+        let is_rest = |&(_, since): &(&(u8, Endpoint), &Nanos)| self.nat.now <= since + QUARANTINE + SECOND;
+        let resting = self.resting.iter().filter(is_rest).map(|((of, outside), _)| (*of, *outside));
+        let resting = resting.filter(|(of, _)| *of == protocol).map(|(_, outside)| outside);
+        held.chain(resting).map(|outside| self.block_of(outside)).collect()
+    }
+
+    /// How many blocks there are in so many ports; where there are none, more than can be in use.
+    fn blocks_of(&self, ports: usize) -> usize {
+        if self.config.port_block == 0 { usize::MAX } else { ports / usize::from(self.config.port_block) }
+    }
+
+    /// The datagram in fragments, in no order.
+    fn in_fragments(&mut self, from: Endpoint, to: Endpoint) -> (Vec<u8>, Vec<Vec<u8>>) {
+        self.identification = self.identification.wrapping_add(1);
+        let length = 200 + self.draw(1500) as usize;
+        let payload: Vec<u8> = (0..length).map(|at| at as u8).collect();
+        let mut whole = udp_packet(from, to, &payload);
+        write(&mut whole, ip4::IDENTIFICATION, &self.identification.to_be_bytes());
+        write(&mut whole, ip4::FRAGMENT, &[0, 0]);
+        mend(&mut whole);
+        let size = 8 * (10 + self.draw(60) as usize);
+        let mut parts = fragments(&whole, size, self.identification);
+        for at in (1..parts.len()).rev() {
+            let other = self.draw(at as u64 + 1) as usize;
+            parts.swap(at, other);
+        }
+        (whole, parts)
+    }
+
+    /// A host of a flow that there is sends what is too big for one packet.
+    fn go_out_in_fragments(&mut self, flow: Flow) {
+        let Some(outside) = self.held.get(&self.key(flow)).map(|held| held.outside) else { return };
+        if flow.protocol != ip4::UDP {
+            return;
+        }
+        let (whole, parts) = self.in_fragments(flow.inside, flow.remote);
+        let out: Vec<Sent> = parts.iter().flat_map(|part| self.nat.send_inside(part)).collect();
+        assert!(out.len() == parts.len() && out.iter().all(|sent| !sent.is_to_inside), "{flow:?}: {out:02x?}");
+        assert_eq!(reassembled(&out), rewritten(&whole, Some(outside), None), "{flow:?}");
+        let (key, now) = (self.key(flow), self.nat.now);
+        let held = self.held.get_mut(&key).expect("it was there above");
+        held.used = now;
+        held.peers.insert(flow.remote);
+    }
+
+    /// A server does.
+    fn come_in_in_fragments(&mut self, flow: Flow) {
+        let Some(held) = self.held.get(&self.key(flow)).filter(|_| flow.protocol == ip4::UDP).cloned() else { return };
+        let (whole, parts) = self.in_fragments(flow.remote, held.outside);
+        let out: Vec<Sent> = parts.iter().flat_map(|part| self.nat.send_outside(part)).collect();
+        if !self.is_let_in(&held, flow.remote) {
+            return assert_eq!(out, [], "{flow:?}: {held:?}");
+        }
+        assert!(out.len() == parts.len() && out.iter().all(|sent| sent.is_to_inside), "{flow:?}: {out:02x?}");
+        assert_eq!(reassembled(&out), rewritten(&whole, None, Some(flow.inside)), "{flow:?}");
+    }
+
     /// Somebody outside sends: a server a host spoke to, another, or to a port that is nobody's.
     fn come_in(&mut self, flow: Flow) {
         let key = self.key(flow);
         let Some(held) = self.held.get(&key).cloned() else { return self.come_in_to_nobody(flow) };
-        if flow.protocol == ip4::TCP && held.connection != Connection::Open {
+        let is_open = matches!(held.connection, Connection::Open | Connection::HalfClosed { .. });
+        if flow.protocol == ip4::TCP && !is_open {
             return;
         }
         let is_let_in = self.is_let_in(&held, flow.remote);
@@ -344,7 +453,11 @@ fn packet_out(flow: Flow, flags: u8) -> Vec<u8> {
         ip4::UDP => udp_packet(flow.inside, flow.remote, b"payload"),
         ip4::ICMP => echo(icmp::ECHO_REQUEST, flow.inside.0, flow.remote.0, flow.inside.1),
         _ => {
-            let (sequence, acknowledgement) = if flags & SYN != 0 { (C, 0) } else { (C + 1, S + 1) };
+            let (sequence, acknowledgement) = match flags {
+                SYN => (C, 0),
+                _ if flags & SYN != 0 => (C, S + 1),
+                _ => (C + 1, S + 1),
+            };
             segment(flow.inside, flow.remote, flags, sequence, acknowledgement)
         }
     }
@@ -354,6 +467,8 @@ fn packet_in(protocol: u8, from: Endpoint, to: Endpoint, flags: u8) -> Vec<u8> {
     match protocol {
         ip4::UDP => udp_packet(from, to, b"answer"),
         ip4::ICMP => icmp_packet(from.0, to.0, icmp::ECHO_REPLY, 0, &[&to.1.to_be_bytes()[..], &[0, 1, 7, 7]].concat()),
+        _ if flags == FORGED => segment(from, to, RST, S + 900_000_000, 0),
+        _ if flags == SYN => segment(from, to, SYN, S, 0),
         _ => segment(from, to, flags, if flags & SYN != 0 { S } else { S + 1 }, C + 1),
     }
 }
@@ -412,6 +527,9 @@ fn run(setup: fn() -> Setup, seed: u64) -> Nat {
     for _ in 0..number_in_environment("STARNET_MODEL_STEPS").unwrap_or(STEPS) {
         model.step();
     }
+    // The file is read anew, and has no forwarded ports.
+    model.nat.set_mappings(Vec::new());
+    model.held.retain(|_, held| !held.is_static);
     while !model.held.is_empty() {
         model.pass(10 * SECOND);
     }
@@ -440,6 +558,35 @@ fn an_empty_pool_refuses_and_lets_ports_rest_as_the_model_says() {
     let nat =
         run(|| Setup { ports: (2000, 2007), adjust: |nat| nat.keeps_parity = false, ..Setup::default() }, 0x5eed_0004);
     assert_ne!(nat.dropped(Reason::PortsExhausted), 0);
+}
+
+#[test]
+fn hosts_have_no_more_than_they_may_by_the_model() {
+    let nat = run(
+        || Setup { adjust: |nat| (nat.bindings_a_host, nat.ports_a_host) = (9, 4), ..Setup::default() },
+        0x5eed_0008,
+    );
+    assert_ne!(nat.dropped(Reason::HostLimit), 0);
+}
+
+#[test]
+fn blocks_of_ports_are_one_hosts_as_in_the_model() {
+    let nat = run(|| Setup { ports: (2000, 2255), adjust: |nat| nat.port_block = 64, ..Setup::default() }, 0x5eed_0009);
+    assert_ne!(nat.dropped(Reason::PortsExhausted), 0);
+}
+
+#[test]
+fn forwarded_ports_are_there_from_the_start_to_the_end_as_in_the_model() {
+    run(
+        || Setup {
+            mappings: vec![
+                StaticMapping { protocol: ip4::UDP, outside: (OUTSIDE[0], 53), inside: (OTHER_HOST, 5001) },
+                StaticMapping { protocol: ip4::UDP, outside: (OUTSIDE[0], 99), inside: (HOST, 5002) },
+            ],
+            ..Setup::default()
+        },
+        0x5eed_000a,
+    );
 }
 
 #[test]
