@@ -9,6 +9,7 @@ mod gateway6;
 mod metrics;
 mod operation;
 mod overlay6;
+mod programs;
 mod stun;
 mod support;
 mod traffic;
