@@ -198,6 +198,26 @@ fn ip_id_of_a_datagram_is_left_and_its_fragments_keep_the_one_they_share() {
 }
 
 #[test]
+fn ip_id_of_two_hosts_fragments_is_left_even_where_it_is_the_same() {
+    // RFC 6864 section 5.3 would have it differ. It stays, as with Linux: who reassembles tells by the checksum.
+    let mut nat = Nat::new();
+    let mut halves = Vec::new();
+    for host in [HOST, OTHER_HOST] {
+        let parts = fragments(&udp_packet((host, 5000), (SERVER, 53), &[host.octets()[3]; 100]), 56, 7);
+        let out: Vec<Sent> = parts.iter().flat_map(|part| nat.send_inside(part)).collect();
+        assert!(out.iter().all(|sent| read_u16(&sent.packet, ip4::IDENTIFICATION) == 7));
+        // By itself each is whole and right.
+        reassembled(&out);
+        halves.push(out);
+    }
+    // And what a receiver makes of the first half of one and the second of the other is wrong, and seen to be.
+    let mut mixed = reassembled(&halves[0]);
+    let start = mixed.len() - (halves[1][1].packet.len() - ip4::HEADER_BYTES);
+    mixed[start..].copy_from_slice(&halves[1][1].packet[ip4::HEADER_BYTES..]);
+    assert!(!has_valid_checksums(&mixed));
+}
+
+#[test]
 fn icmp_a_querys_mapping_ends_with_its_last_session_and_not_before() {
     let mut nat = Nat::new();
     nat.seen(&echo(icmp::ECHO_REQUEST, HOST, SERVER, 7));
