@@ -224,7 +224,7 @@ impl Model {
         let key = self.key(flow);
         let (outside, connection) = (self.held[&key].outside, self.held[&key].connection);
         let half_closed = |by_host| Connection::HalfClosed { by_host };
-        // Who sends (the host: true), flags, and the numbers where they are not those of the connection's state.
+        // Who sends (the host: true), and its flags.
         let (segments, next): (&[(bool, u8)], _) = match (connection, self.draw(10)) {
             (Connection::Opening, 0..=3) => (&[(false, SYN | ACK), (true, ACK)], Connection::Open),
             // Both ends open at the same time (RFC 9293 figure 7).
