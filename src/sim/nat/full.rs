@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::{
-    control::show_nat::{NatFilter, NatPart, NatQuestion, ROWS_MAX},
+    control::{
+        page::ROWS_MAX,
+        show_nat::{NatFilter, NatPart, NatQuestion},
+    },
     dataplane::{nat::BYTES_A_BINDING, testing::udp_packet},
     limits::CT_SLOTS_MAX,
 };
