@@ -39,7 +39,7 @@ pub(crate) struct Case {
     pub(crate) is_bound: bool,
     /// 0: nodes are neither counted nor timed.
     pub(crate) watched: u8,
-    /// 1: packets come in at another worker than their session's.
+    /// 1: packets come in at another worker than their session's; 2: and that has a core of its own.
     pub(crate) handed: u8,
 }
 
@@ -101,8 +101,8 @@ impl Case {
             }
         }
         match (case.handed, case.path, case.workers) {
-            (0, ..) | (1, Path::Relay | Path::Entry, 1) => Ok(case),
-            _ => Err("handed=1 is for relay and entry, and brings its own two workers".into()),
+            (0, ..) | (1 | 2, Path::Relay | Path::Entry, 1) => Ok(case),
+            _ => Err("handed=1 or 2 is for relay and entry, and brings its own two workers".into()),
         }
     }
 }

@@ -16,6 +16,7 @@ mod world;
 use std::{
     io::{BufRead, Write},
     sync::{
+        OnceLock,
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, Sender, channel},
     },
@@ -77,9 +78,13 @@ fn main() {
         }
         return println!("{}", report(&[spent]));
     }
-    if case.handed != 0 {
+    if case.handed == 1 {
         let mut pair = handover::Pair::new(case);
         return serve(|duration| vec![pair.run(duration)]);
+    }
+    if case.handed == 2 {
+        let mut apart = handover::Apart::new(case);
+        return serve(|duration| vec![apart.run(duration)]);
     }
     let mesh = handoff::mesh(usize::from(case.workers));
     let workers: Vec<_> =
@@ -109,6 +114,18 @@ fn fail(problem: &str) -> ! {
     std::process::exit(2);
 }
 
+/// Keeps this thread to the last but `index` of the cores that the process may use.
+fn pin(index: usize) {
+    let cores = cores();
+    cores.len().checked_sub(index + 1).map(|place| core_affinity::set_for_current(cores[place]));
+}
+
+/// The cores that the process may use. A pinned thread sees its own only, so they are asked for once.
+fn cores() -> &'static [core_affinity::CoreId] {
+    static CORES: OnceLock<Vec<core_affinity::CoreId>> = OnceLock::new();
+    CORES.get_or_init(|| core_affinity::get_core_ids().unwrap_or_default())
+}
+
 /// A worker in a thread of its own: it answers once when it is ready, and then each run.
 struct Thread {
     run: Sender<Duration>,
@@ -120,10 +137,8 @@ impl Thread {
     fn start(case: Case, index: usize, handoff: Handoff) -> Self {
         let (run, runs) = channel::<Duration>();
         let (report, spent) = channel();
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
-        let core = cores.len().checked_sub(index + 1).map(|place| cores[place]);
         std::thread::spawn(move || {
-            core.map(core_affinity::set_for_current);
+            pin(index);
             let mut world = World::new(case, index, handoff);
             report.send(Spent::default()).expect("main waits");
             for duration in runs {
