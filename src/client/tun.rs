@@ -7,6 +7,8 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
@@ -25,6 +27,9 @@ pub const PACKETS_A_READ: usize = 128;
 
 /// The largest packet, with what the kernel says of it in front.
 const WHOLE_BYTES: usize = VIRTIO_NET_HDR_LEN + 65_535;
+
+/// An address that is not usable after this long will not be.
+const USABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The device.
 pub struct Tun {
@@ -78,7 +83,8 @@ impl Tun {
             routes::add(prefix, index, inside.ip4).map_err(|error| explain("tun.routes", prefix.to_string(), error))?;
         }
         for (&prefix, ip6) in config.routes6.iter().zip(std::iter::repeat(inside.ip6).flatten()) {
-            routes::add(prefix, index, ip6).map_err(|error| explain("tun.routes6", prefix.to_string(), error))?;
+            once_usable(|| routes::add(prefix, index, ip6))
+                .map_err(|error| explain("tun.routes6", prefix.to_string(), error))?;
         }
         Ok(Self {
             device,
@@ -128,6 +134,20 @@ impl Tun {
             return Ok(());
         }
         self.device.send_multiple(&mut self.joins, &mut self.arrived[..count], VIRTIO_NET_HDR_LEN).map(drop)
+    }
+}
+
+/// The kernel makes a new address of IPv6 usable a moment after it was added, by a worker of its own (there is nobody to ask
+/// whether it is a duplicate); until then it refuses routes that have it as their source.
+fn once_usable(add: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + USABLE_WITHIN;
+    loop {
+        match add() {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 
