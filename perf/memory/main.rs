@@ -3,7 +3,8 @@
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
 //! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`
-//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS` is all of [`setup`].
+//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS` is all of
+//! [`setup`], `tags=ROUNDS` of [`tags`].
 
 mod case;
 mod flows;
@@ -11,6 +12,7 @@ mod handover;
 mod replay;
 mod setup;
 mod stall;
+mod tags;
 mod world;
 
 use std::{
@@ -46,6 +48,9 @@ struct Spent {
 
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(rounds) = arguments.first().and_then(|first| first.strip_prefix("tags=")) {
+        return tags::run(rounds.parse().unwrap_or_else(|_| fail("tags=ROUNDS is a number")));
+    }
     if let Some(sessions) = arguments.first().and_then(|first| first.strip_prefix("setup=")) {
         return setup::run(sessions.parse().unwrap_or_else(|_| fail("setup=SESSIONS is a number")));
     }
