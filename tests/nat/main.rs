@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use packet::{Host, Names, Packet};
+use packet::{Host, Names, Packet, Point};
 use rig::{Rig, Side};
 
 /// As it is without a word in its file.
@@ -93,6 +93,15 @@ impl Turn {
     /// True while the node runs.
     fn is_running(&mut self) -> bool {
         self.gateways.get_mut(self.tables).is_some_and(Rig::is_running)
+    }
+
+    /// A port of the gateway's that no mapping has: others of the same gateway have many.
+    fn unused_port(&self) -> Point {
+        let is_unused = |port: &u16| {
+            let shown = self.rig().ask(&format!("show nat flows --port {port} --json"));
+            !shown.contains(&format!(":{port}\""))
+        };
+        Host::Gateway.port((45_000..).find(is_unused).expect("there are many"))
     }
 
     /// Bytes on the wire, and all that comes of them.

@@ -87,7 +87,7 @@ fn req4_an_error_from_outside_reaches_the_host_with_the_packet_it_sent() {
             }
         }
     }
-    let unknown = Packet::udp(Gateway.port(45_432), S.port(53), b"");
+    let unknown = Packet::udp(turn.unused_port(), S.port(53), b"");
     assert!(turn.outside(&Packet::error(R, Gateway, (3, 1), unknown, 8)).is_empty(), "no mapping");
 }
 
