@@ -1,29 +1,15 @@
 //! The gateway and hosts of IPv6: they reach servers of IPv6 by its outside address (NAPT66), and servers of IPv4 by
 //! their names in the well-known prefix (NAT64), with the programs that people use.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
-    thread,
-};
+use std::net::Ipv6Addr;
 
-use crate::support::{Testbed, WWW, ask, noise, text};
+use crate::{
+    servers6::{DNS6, DNS64, WWW6, WWW64, dig, echo_in_fragments, run},
+    support::{Testbed, WWW, ask, noise, text},
+};
 
 const OUTSIDE: &str = "198.18.1.1";
 const OUTSIDE6: &str = "2001:db8:ff::1";
-const WWW6: &str = "2001:db8:80::10";
-const DNS: &str = "203.0.113.20";
-const DNS6: &str = "2001:db8:53::20";
-/// WWW and DNS by their names in 64:ff9b::/96.
-const WWW64: &str = "64:ff9b::cb00:710a";
-const DNS64: &str = "64:ff9b::cb00:7114";
-
-fn run(testbed: &Testbed, host: &str, program: &[&str]) -> String {
-    let output = testbed.run(host, program);
-    let said = text(&output.stdout) + &text(&output.stderr);
-    let drops = || testbed.netns(&["show", "gateway", "drops"]);
-    assert!(output.status.success(), "{program:?}: {said}\n{}", drops());
-    said
-}
 
 #[test]
 fn ping_curl_and_dig_reach_servers_of_both_families() {
@@ -55,22 +41,7 @@ fn ping_curl_and_dig_reach_servers_of_both_families() {
         assert!(std::fs::read(&back).unwrap() == noise(7, 4 << 20), "the file came back changed from {server}");
     }
 
-    for (server, at, seen) in [(DNS64, DNS, OUTSIDE), (DNS6, DNS6, OUTSIDE6)] {
-        let socket = testbed.udp("dns", SocketAddr::new(at.parse().unwrap(), 53));
-        let answered = thread::spawn(move || answer_one_question(&socket));
-        let said = run(&testbed, "bob", &["dig", "+noedns", "+tries=1", &format!("@{server}"), "example.org"]);
-        assert!(said.contains("NOERROR"), "{said}");
-        assert_eq!(answered.join().unwrap(), seen.parse::<IpAddr>().unwrap(), "servers see the gateway");
-    }
-}
-
-/// The same question, marked as an answer without records.
-fn answer_one_question(socket: &UdpSocket) -> IpAddr {
-    let mut buffer = [0; 512];
-    let (length, from) = socket.recv_from(&mut buffer).unwrap();
-    buffer[2] |= 0x80;
-    socket.send_to(&buffer[..length], from).unwrap();
-    from.ip()
+    dig(&testbed, "bob", OUTSIDE, OUTSIDE6);
 }
 
 #[test]
@@ -80,15 +51,7 @@ fn what_is_larger_than_any_link_is_translated_in_fragments() {
     assert!(said.contains(" 0% packet loss"), "{said}");
     testbed.udp_echo("dns", (Ipv6Addr::UNSPECIFIED, 7000));
     for (host, server) in [("alice", DNS6), ("alice", DNS64), ("bob", DNS6), ("bob", DNS64)] {
-        let socket = testbed.udp(host, (Ipv6Addr::UNSPECIFIED, 0));
-        socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7000)).unwrap();
-        for round in 0..10 {
-            let sent = noise(round, 5000);
-            socket.send(&sent).unwrap();
-            let mut buffer = [0; 6000];
-            let length = socket.recv(&mut buffer).unwrap();
-            assert!(buffer[..length] == sent, "{server}: {length} bytes came back to {host}, not the same");
-        }
+        echo_in_fragments(&testbed, host, server);
     }
 }
 

@@ -10,6 +10,7 @@ mod metrics;
 mod operation;
 mod overlay6;
 mod programs;
+mod servers6;
 mod stun;
 mod support;
 mod traffic;

@@ -1,29 +1,16 @@
 //! Clients that speak IPv6 through the overlay: they reach servers of IPv6 by the exit's address (NAPT66), and servers of
 //! IPv4 by their names in the well-known prefix (NAT64), with the programs that people use.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
-    thread,
-};
+use std::net::Ipv6Addr;
 
-use crate::support::{Testbed, WWW, echo_tcp, noise, text};
+use crate::{
+    servers6::{DNS6, DNS64, WWW6, WWW64, dig, echo_in_fragments, run},
+    support::{Testbed, WWW, echo_tcp, noise, text},
+};
 
 const EXIT: &str = "198.18.1.1";
 const EXIT6: &str = "2001:db8:ff::1";
 const ROUTER6: &str = "2001:db8:f0::1";
-const WWW6: &str = "2001:db8:80::10";
-const DNS: &str = "203.0.113.20";
-const DNS6: &str = "2001:db8:53::20";
-/// WWW and DNS by their names in 64:ff9b::/96.
-const WWW64: &str = "64:ff9b::cb00:710a";
-const DNS64: &str = "64:ff9b::cb00:7114";
-
-fn run(testbed: &Testbed, host: &str, program: &[&str]) -> String {
-    let output = testbed.run(host, program);
-    let said = text(&output.stdout) + &text(&output.stderr);
-    assert!(output.status.success(), "{program:?}: {said}");
-    said
-}
 
 #[test]
 fn ping_curl_and_dig_of_a_client_reach_servers_of_both_families() {
@@ -55,14 +42,7 @@ fn ping_curl_and_dig_of_a_client_reach_servers_of_both_families() {
     testbed.tcp_echo("dns", (dns, 7001));
     echo_tcp(&testbed.connect("client", (dns, 7001)).unwrap(), &noise(1, 4 << 20));
 
-    for (server, at, seen) in [(DNS64, DNS, EXIT), (DNS6, DNS6, EXIT6)] {
-        let socket = testbed.udp("dns", SocketAddr::new(at.parse().unwrap(), 53));
-        let answered = thread::spawn(move || answer_one_question(&socket));
-        let said = run(&testbed, "client2", &["dig", "+noedns", "+tries=1", &format!("@{server}"), "example.org"]);
-        assert!(said.contains("NOERROR"), "{said}");
-        let seen_as = answered.join().unwrap();
-        assert_eq!(seen_as, seen.parse::<IpAddr>().unwrap(), "servers see the exit");
-    }
+    dig(&testbed, "client2", EXIT, EXIT6);
 }
 
 #[test]
@@ -74,25 +54,8 @@ fn what_is_larger_than_any_link_crosses_in_fragments() {
     assert!(said.contains(" 0% packet loss"), "{said}");
     testbed.udp_echo("dns", (Ipv6Addr::UNSPECIFIED, 7000));
     for server in [DNS6, DNS64] {
-        let socket = testbed.udp("client", (Ipv6Addr::UNSPECIFIED, 0));
-        socket.connect((server.parse::<Ipv6Addr>().unwrap(), 7000)).unwrap();
-        for round in 0..10 {
-            let sent = noise(round, 5000);
-            socket.send(&sent).unwrap();
-            let mut buffer = [0; 6000];
-            let length = socket.recv(&mut buffer).unwrap();
-            assert!(buffer[..length] == sent, "{server}: {length} bytes came back, not the same");
-        }
+        echo_in_fragments(&testbed, "client", server);
     }
-}
-
-/// The same question, marked as an answer without records.
-fn answer_one_question(socket: &UdpSocket) -> IpAddr {
-    let mut buffer = [0; 512];
-    let (length, from) = socket.recv_from(&mut buffer).unwrap();
-    buffer[2] |= 0x80;
-    socket.send_to(&buffer[..length], from).unwrap();
-    from.ip()
 }
 
 #[test]
