@@ -1,9 +1,11 @@
 //! RFC 6888: carrier-grade NATs.
 
+use std::time::Instant;
+
 use std::collections::BTreeSet;
 
 use crate::{
-    LIMITED, POOL, TINY, TINY_POOL, Turn, eventually,
+    LIMITED, PATIENCE, POOL, TINY, TINY_POOL, Turn,
     packet::{
         Host::{A, B, S, T},
         Packet, SYN,
@@ -103,7 +105,10 @@ fn req8_a_port_rests_after_its_use() {
             assert!(matches!(came[..], [(Outside, _)]), "{came:02x?}");
         }
     }
-    eventually("all mappings to end", || turn.rig().ask("show nat summary --json").contains("\"hosts\": 0"));
+    let until = Instant::now() + PATIENCE;
+    while !turn.rig().ask("show nat summary --json").contains("\"hosts\": 0") {
+        assert!(Instant::now() < until, "mappings do not end; {}", turn.rig().story());
+    }
     let told = turn.inside(&query(A, 1));
     assert_eq!(told, ["Inside: error 3/13 (0) GatewayInside > A about [ping A:+1 > S]"]);
 }

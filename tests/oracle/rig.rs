@@ -89,6 +89,16 @@ impl Rig {
         rig
     }
 
+    /// What the gateway has to say of itself, to understand a test that failed.
+    pub(crate) fn story(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("node.log")).unwrap_or_default();
+        if self.process.is_none() {
+            return log;
+        }
+        let shown = ["show drops", "show workers", "show nat summary"].map(|view| self.try_ask(view));
+        format!("its log:\n{log}\n{}", shown.join("\n"))
+    }
+
     fn wired(kind: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("oracle-{kind}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
@@ -164,6 +174,18 @@ impl Rig {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         checked(&words, output);
         said
+    }
+
+    /// The same, or why it says nothing.
+    fn try_ask(&self, words: &str) -> String {
+        let socket = self.folder.path().join("node.sock");
+        let words = format!("{} {words} --socket {}", env!("CARGO_BIN_EXE_starnet"), socket.display());
+        match self.in_gateway(&words).output() {
+            Ok(output) => {
+                [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat()
+            }
+            Err(error) => error.to_string(),
+        }
     }
 
     /// True while starnet runs.

@@ -119,15 +119,19 @@ impl Case {
 /// What comes out, until a packet that every gateway lets through has passed and it is quiet.
 pub(crate) fn settle(rig: &Rig, quiet: Duration) -> Vec<(Side, Vec<u8>)> {
     const PATIENCE: u32 = 500;
+    /// A marker may be lost as any packet may; so many times it is quiet before there is another.
+    const LOST: u32 = 100;
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let names = Names { base: 0, mappings: Vec::new() };
-    // Of a new flow each time, so that no packet of the case which waits for its mapping comes after it.
-    let source = Host::B.port(32_768 + NEXT.fetch_add(1, Relaxed) % 32_768);
-    let marker = Packet::udp(source, Host::T.port(9), b"marker").bytes(&names).unwrap();
     let is_marker = |packet: &[u8]| packet.ends_with(b"marker") && packet[9] == 17;
-    rig.send(Side::Inside, &marker);
     let mut came = Vec::new();
-    for _ in 0..PATIENCE {
+    for turn in 0..PATIENCE {
+        if turn % LOST == 0 {
+            // Of a new flow each time, so that no packet of the case which waits for its mapping comes after it.
+            let source = Host::B.port(32_768 + NEXT.fetch_add(1, Relaxed) % 32_768);
+            let marker = Packet::udp(source, Host::T.port(9), b"marker").bytes(&names).unwrap();
+            rig.send(Side::Inside, &marker);
+        }
         came.extend(rig.receive(quiet).into_iter().filter(|(side, packet)| !is_late_answer(*side, packet)));
         let before = came.len();
         came.retain(|(_, packet)| !is_marker(packet));
@@ -135,7 +139,7 @@ pub(crate) fn settle(rig: &Rig, quiet: Duration) -> Vec<(Side, Vec<u8>)> {
             return came;
         }
     }
-    panic!("the gateway does not let the marker through");
+    panic!("the gateway does not let the marker through; {}", rig.story());
 }
 
 /// "Port unreachable" about a SYN from outside: RFC 5382 REQ-4 has it come six seconds after the SYN, in the midst of
