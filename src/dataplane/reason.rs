@@ -19,7 +19,7 @@ crate::telemetry::named::counters! {
     ExtensionHeaders "extension_headers" "More extension headers of IPv6 than anybody needs."
     Fragment "fragment" "One of several fragments, where nobody sends them (a relay packet, an ICMP error), or of IPv6, which are not translated."
     FragmentOverlap "fragment_overlap" "A fragment of bytes of which some came before, or behind its packet's end."
-    FragmentsFull "fragments_full" "A fragment while its source has as many unfinished packets as it may, or too many are held."
+    FragmentsFull "fragments_full" "A fragment of a packet of which too many came before the first one or with too many gaps, or while too many are held."
     FragmentTimeout "fragment_timeout" "A fragment whose packet's first one did not come in time."
     Ip4Options "ip4_options" "IPv4 options on the tunnel side."
     FreeSlot "free_slot" "The ct_index names a slot that is not in use, or none of this node's."

@@ -5,8 +5,8 @@
 //! that overtake their first one are held until it comes (REQ-14), each in its frame.
 //!
 //! Everything is bounded: how many packets, how long, how many fragments are held. A packet's place is in a row that a
-//! keyed hash of its source names, so a source that floods us with fragments fills that row alone, and there drives out
-//! its own oldest packets before anyone else's; what is not fragmented never comes here. What overlaps with bytes that were there
+//! keyed hash of its source names, so a source that floods us with fragments fills that row alone, and whoever shares it
+//! takes places of the one that has the most; what is not fragmented never comes here. What overlaps with bytes that were there
 //! before is dropped (RFC 1858): no receiver puts together anything else than what we saw.
 
 use std::{collections::VecDeque, hash::Hasher, net::IpAddr};
@@ -146,7 +146,7 @@ impl Reassembly {
 
     /// A fragment came: `part` of the packet `key`, with the packet's ports where it is the first.
     pub fn take(&mut self, now: Nanos, key: &Key, part: Part, ports: Option<Ports>, packet: &Packet) -> Fate {
-        let Some(at) = self.place_of(key, now) else { return Fate::Refused(Reason::FragmentsFull) };
+        let at = self.place_of(key, now);
         let place = &mut self.places[at];
         if let Err(reason) = place.seen.add(part) {
             return Fate::Refused(reason);
@@ -209,8 +209,9 @@ impl Reassembly {
         self.used
     }
 
-    /// The packet's place, a new one where it has none. `None`: its row is full of others' packets.
-    fn place_of(&mut self, key: &Key, now: Nanos) -> Option<usize> {
+    /// The packet's place, a new one where it has none. A full row is shared fairly: the oldest packet of whoever has the
+    /// most in it makes room.
+    fn place_of(&mut self, key: &Key, now: Nanos) -> usize {
         let mut hasher = SipHasher13::new_with_key(&self.hash_key);
         hasher.write_u32(key.slot);
         match key.source {
@@ -220,26 +221,21 @@ impl Reassembly {
         let rows = self.places.len() / ROW;
         let first = hasher.finish() as usize % rows * ROW;
         let row = &self.places[first..first + ROW];
-        if let Some(at) = row.iter().position(|place| place.key.as_ref() == Some(key)) {
-            if row[at].due > now {
-                return Some(first + at);
+        let known = row.iter().position(|place| place.key.as_ref() == Some(key));
+        if let Some(at) = known.map(|at| first + at) {
+            if self.places[at].due > now {
+                return at;
             }
-            self.forget(first + at);
+            self.forget(at);
         }
         let row = &self.places[first..first + ROW];
-        let is_same_source = |place: &&Place| place.key.is_some_and(|k| (k.source, k.slot) == (key.source, key.slot));
-        let at = match row.iter().position(|place| place.key.is_none()) {
-            Some(at) => first + at,
-            None => {
-                let (at, _) =
-                    row.iter().enumerate().filter(|(_, p)| is_same_source(p)).min_by_key(|(_, place)| place.due)?;
-                self.forget(first + at);
-                first + at
-            }
-        };
+        let at = first + row.iter().position(|place| place.key.is_none()).unwrap_or_else(|| victim(row, key));
+        if self.places[at].key.is_some() {
+            self.forget(at);
+        }
         self.places[at] = Place { key: Some(*key), due: now + PATIENCE, ..FREE };
         self.used += 1;
-        Some(at)
+        at
     }
 
     fn forget(&mut self, at: usize) {
@@ -250,6 +246,19 @@ impl Reassembly {
         }
         self.used -= 1;
     }
+}
+
+/// Which place of a full row goes to `newcomer`.
+fn victim(row: &[Place], newcomer: &Key) -> usize {
+    let is_same_source =
+        |place: &Place, key: &Key| place.key.is_some_and(|k| (k.source, k.slot) == (key.source, key.slot));
+    let packets_of = |key: &Key| {
+        let has = row.iter().filter(|place| is_same_source(place, key)).count();
+        has + usize::from((key.source, key.slot) == (newcomer.source, newcomer.slot))
+    };
+    let taken = row.iter().enumerate().filter_map(|(at, place)| Some((at, place.key.as_ref()?, place.due)));
+    let order = |key: &Key, due: Nanos| (packets_of(key), std::cmp::Reverse(due));
+    taken.max_by_key(|(_, key, due)| order(key, *due)).map_or(0, |(at, ..)| at)
 }
 
 /// The bytes of a packet that have come: ranges with gaps between them, ascending.
@@ -408,6 +417,30 @@ mod tests {
         for source in 2..34 {
             let fate = table.take(2, &key(source, 7), part(8, 16, true), None, &packet(0));
             assert_eq!(fate, Fate::Go(PORTS), "source {source}");
+        }
+    }
+
+    #[test]
+    fn who_shares_a_row_with_a_flood_has_a_fair_part_of_it() {
+        let mut table = Reassembly::new([1; 16]);
+        // Of so many sources some share the row of source 1.
+        let others = 2..500;
+        let part_of = |source| key(source, 7);
+        for n in 0..100 {
+            table.take(n, &key(1, n as u32), part(0, 8, false), Some(PORTS), &packet(0));
+        }
+        assert_eq!(table.used(), ROW);
+        for source in others.clone() {
+            for n in 0..3 {
+                table.take(100, &key(1, n), part(0, 8, false), Some(PORTS), &packet(0));
+            }
+            let fate = table.take(100, &part_of(source), part(0, 8, false), Some(PORTS), &packet(0));
+            assert_eq!(fate, Fate::Go(PORTS));
+            for n in 0..3 {
+                table.take(100, &key(1, 10 + n), part(0, 8, false), Some(PORTS), &packet(0));
+            }
+            let fate = table.take(100, &part_of(source), part(8, 16, true), None, &packet(0));
+            assert_eq!((fate, table.used() <= ROW), (Fate::Go(PORTS), true), "source {source}");
         }
     }
 
