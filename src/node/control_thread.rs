@@ -168,6 +168,15 @@ impl Waiting {
 }
 
 impl ControlThread {
+    /// Puts what the kernel is known to say into the workers' rings, before there are threads: no packet comes to a
+    /// worker that does not know where to send it.
+    pub(super) fn prepare(&mut self) {
+        let now = self.clock.now();
+        while self.take_inputs(now) == Some(BATCH) {}
+        self.control.on_tick(now);
+        self.execute();
+    }
+
     /// Runs until told to stop.
     pub(super) fn run(mut self) {
         let mut tick_next = 0;
@@ -347,6 +356,11 @@ mod tests {
 
     /// A control core in its thread, its worker's ends of the rings, and what it asks of the kernel.
     fn start() -> Fixture {
+        start_after(|_| {})
+    }
+
+    /// The same, after `before` has happened.
+    fn start_after(before: impl FnOnce(&ControlSender)) -> Fixture {
         let identity = Identity {
             address: Ipv4Addr::LOCALHOST,
             data_port: 40_000,
@@ -379,7 +393,7 @@ mod tests {
         let (sender, inputs) = inputs();
         let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
         let (asked, resolved) = channel();
-        let control = ControlThread {
+        let mut control = ControlThread {
             control: Control::new(config, vec![Arc::clone(&published)], clock.now()),
             clock,
             workers: vec![WorkerLink {
@@ -394,6 +408,9 @@ mod tests {
             heartbeat: Arc::default(),
             waiting: Waiting::default(),
         };
+        before(&sender);
+        control.prepare();
+        assert_eq!(commands.slots(), 1, "the ring as a worker finds it");
         let thread = thread::spawn(move || control.run());
         sender.attach(thread.thread());
         Fixture { sender, commands, events, resolved, thread, _calls: calls_made }
@@ -416,6 +433,21 @@ mod tests {
         let none = Ok(serde_json::json!({ "rows": [], "next": null }));
         assert_eq!(ask(&fixture.sender, |answer| Input::ShowSessions { question: question.clone(), answer }), none);
         assert_eq!(ask(&fixture.sender, |answer| Input::ShowPaths { question, answer }), none);
+        fixture.sender.send(Input::Stop);
+        fixture.thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_worker_that_starts_finds_all_that_the_kernel_said_before() {
+        let count = 3 * BATCH as u32;
+        let mut fixture = start_after(|sender| {
+            for number in 0..count {
+                let address = Ipv4Addr::from_bits(0x0a00_0000 + number).into();
+                sender.send(Input::Kernel(KernelEvent::NeighbourUp { interface: 0, address, mac: [2; 6] }));
+            }
+        });
+        let Ok(Command::SetForwarding(forwarding)) = fixture.commands.pop() else { panic!("not the tables") };
+        assert_eq!(forwarding.adjacencies.len(), count as usize);
         fixture.sender.send(Input::Stop);
         fixture.thread.join().unwrap();
     }

@@ -173,7 +173,8 @@ impl Drop for KernelHandle {
 
 impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     /// Mirrors what concerns `interfaces` (names, in the driver's order) and returns these as they are now. `sink`
-    /// is called in the mirror's thread: first with all routes and neighbours there are, then with what changes.
+    /// is called with all routes and neighbours there are before this returns, then in the mirror's thread with what
+    /// changes.
     pub fn start(interfaces: &[String], sink: S) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
         Self::start_with(interfaces, RECEIVE_BUFFER, sink)
     }
@@ -214,12 +215,10 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         // Here rather than in the thread, so that a kernel that will not answer is an error of the start.
         let mut events = Vec::new();
         thread.dump(&mut events)?;
+        events.into_iter().for_each(&mut thread.sink);
         let thread = std::thread::Builder::new()
             .name("netlink".into())
-            .spawn(move || {
-                events.into_iter().for_each(&mut thread.sink);
-                thread.run();
-            })
+            .spawn(move || thread.run())
             .map_err(KernelError::Thread)?;
         Ok((KernelHandle { commands: sender, wake, resyncs, thread: Some(thread) }, interfaces))
     }

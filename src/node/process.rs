@@ -341,7 +341,7 @@ impl Threads {
             config,
         });
 
-        let control_loop = ControlThread {
+        let mut control_loop = ControlThread {
             control: core,
             clock: clock.clone(),
             workers: links,
@@ -352,6 +352,7 @@ impl Threads {
             heartbeat,
             waiting: Waiting::default(),
         };
+        control_loop.prepare();
         let spawn = Spawner { end: end.clone(), is_stopping: Arc::clone(&is_stopping) };
         let control_core = placement.map(|placement| placement.control);
         let control_thread = spawn.spawn("control", move || {
