@@ -102,7 +102,7 @@ fn req8_a_port_rests_after_its_use() {
         for number in numbers {
             let sent = query(host, number).bytes(&turn.names).expect("a packet");
             let came = turn.put(Inside, &sent);
-            assert!(matches!(came[..], [(Outside, _)]), "{came:02x?}");
+            assert!(matches!(came[..], [(Outside, _)]), "{came:02x?}; {}", turn.rig().story());
         }
     }
     let until = Instant::now() + PATIENCE;

@@ -43,6 +43,7 @@ pub(crate) struct Rig {
     name: String,
     sockets: [OwnedFd; 2],
     process: Option<Child>,
+    is_t_exempt: bool,
     folder: TempDir,
 }
 
@@ -66,6 +67,7 @@ impl Rig {
     /// starnet as a gateway, with its defaults but for `tables` of its configuration.
     pub(crate) fn starnet(tables: &str) -> Self {
         let mut rig = Self::wired("starnet");
+        rig.is_t_exempt = tables.contains("exempt");
         let folder = rig.folder.path();
         let (config, log) = (folder.join("node.toml"), folder.join("node.log"));
         let text = format!(
@@ -127,7 +129,7 @@ impl Rig {
             shell(&format!("ip -n {} link set {end} mtu 1400", namespace(part)));
         }
         let sockets = ["inside", "outside"].map(|part| raw_socket(&namespace(part)));
-        let rig = Self { name, sockets, process: None, folder: tempfile::tempdir().unwrap() };
+        let rig = Self { name, sockets, process: None, is_t_exempt: false, folder: tempfile::tempdir().unwrap() };
         rig.gateway(
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000",
         );
@@ -191,6 +193,11 @@ impl Rig {
     /// True while starnet runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
+    /// True where packets to T are not translated, and so never wait for a mapping.
+    pub(crate) fn is_t_exempt(&self) -> bool {
+        self.is_t_exempt
     }
 
     /// Puts an IP packet on the wire.
