@@ -7,7 +7,7 @@ use crate::{
     limits::{HOPS_MAX, PATHS_MAX},
     rpc::{
         messages::{FailureReason, NodeName, SessionKind, Setup},
-        token::{self, Claims},
+        token::Claims,
     },
     wire::{OVERLAY_BYTES, ip4, ip6},
 };
@@ -20,10 +20,8 @@ const INNER_MTU_MIN: u16 = 576;
 
 impl Control {
     /// What the token allows.
-    pub(super) fn claims(&self, token: &str, unix_seconds: u64) -> Result<Claims, FailureReason> {
-        // Until the control centre has spoken once there is no key, and no token is valid.
-        let key = self.token_key.as_ref().ok_or(FailureReason::Unauthorised)?;
-        Ok(token::verify(token, key, unix_seconds)?)
+    pub(super) fn claims(&mut self, token: &str, unix_seconds: u64) -> Result<Claims, FailureReason> {
+        Ok(self.tokens.verify(token, unix_seconds)?)
     }
 
     /// Paths of an Open: this node first, all to the same exit, no node twice. Returns the exit.

@@ -21,6 +21,7 @@ pub(crate) mod harness;
 mod hosts;
 mod hosts6;
 pub mod interface;
+mod known_tokens;
 mod nat;
 mod nat_ageing;
 pub mod page;
@@ -56,6 +57,7 @@ use self::{
     adjacency::Adjacencies,
     exchanges::Exchanges,
     gateway::GatewayState,
+    known_tokens::KnownTokens,
     peers::Peers,
     random::Random,
     sessions::{Asker, Name, Part, Session},
@@ -91,8 +93,8 @@ pub struct Control {
     half_open: HashMap<Ipv4Addr, u32>,
     exchanges: Exchanges,
     peers: Peers,
-    /// Public key of the client tokens; the control centre tells it.
-    token_key: Option<[u8; 32]>,
+    /// Tokens of clients.
+    tokens: KnownTokens,
     adjacencies: Adjacencies,
     gateway: Option<GatewayState>,
     steering: Steering,
@@ -127,7 +129,7 @@ impl Control {
             half_open: HashMap::new(),
             exchanges: Exchanges::default(),
             peers: Peers::default(),
-            token_key: None,
+            tokens: KnownTokens::default(),
             adjacencies: Adjacencies::new(config.interfaces.clone()),
             gateway: config.gateway.clone().map(GatewayState::new),
             steering: Steering::new(config.rss.clone()),

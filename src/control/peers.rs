@@ -98,7 +98,7 @@ impl Peers {
 impl Control {
     /// The control centre said who the neighbours are and which key signs tokens.
     pub fn on_neighbours(&mut self, neighbours: Neighbours, now: Nanos) {
-        self.token_key = Some(neighbours.token_key);
+        self.tokens.set_key(neighbours.token_key);
         let before = self.peers.snapshot();
         let mut nodes = neighbours.nodes;
         nodes.retain(|neighbour| neighbour.node.name != self.config.name);

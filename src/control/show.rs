@@ -228,7 +228,7 @@ impl Control {
             name: self.config.name.clone(),
             boot_epoch: self.config.boot_epoch,
             uptime_ms: now.saturating_sub(self.started) / crate::MILLISECOND,
-            is_registered: self.token_key.is_some(),
+            is_registered: self.tokens.has_key(),
             entries: sum(|parts| parts.entries),
             relays: sum(|parts| parts.relays),
             exits: sum(|parts| parts.exits),

@@ -59,6 +59,17 @@ impl Claims {
     pub fn allows_exit(&self, exit: &str) -> bool {
         self.exits.as_ref().is_none_or(|exits| exits.iter().any(|name| name == exit))
     }
+
+    /// An error unless now is within its time.
+    pub fn check_time(&self, unix_seconds: u64) -> Result<(), TokenError> {
+        if unix_seconds.saturating_add(SKEW_SECONDS) < self.not_before {
+            return Err(TokenError::NotYetValid);
+        }
+        if unix_seconds.saturating_sub(SKEW_SECONDS) >= self.expires {
+            return Err(TokenError::Expired);
+        }
+        Ok(())
+    }
 }
 
 /// Why a token is refused.
@@ -154,12 +165,21 @@ pub fn issue(claims: &Claims, key: &SigningKey) -> String {
     token
 }
 
-/// Checks a token's signature and time and returns what it says. Nothing of the claims is decoded before the
-/// signature is known to be good.
+/// Checks a token's signature and time and returns what it says.
+///
+/// # Errors
+/// See [`verify_signature`] and [`Claims::check_time`].
+pub fn verify(token: &str, key: &[u8; 32], unix_seconds: u64) -> Result<Claims, TokenError> {
+    let claims = verify_signature(token, key)?;
+    claims.check_time(unix_seconds).map(|()| claims)
+}
+
+/// Checks a token's signature and returns what it says, whether its time has come or not. Nothing of the claims is decoded
+/// before the signature is known to be good.
 ///
 /// # Errors
 /// [`TokenError::Malformed`] also where the token is longer than [`TOKEN_BYTES_MAX`].
-pub fn verify(token: &str, key: &[u8; 32], unix_seconds: u64) -> Result<Claims, TokenError> {
+pub fn verify_signature(token: &str, key: &[u8; 32]) -> Result<Claims, TokenError> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(TokenError::Malformed);
     }
@@ -171,17 +191,10 @@ pub fn verify(token: &str, key: &[u8; 32], unix_seconds: u64) -> Result<Claims, 
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Malformed)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
     UnparsedPublicKey::new(&ED25519, key).verify(signed.as_bytes(), &signature).map_err(|_| TokenError::Signature)?;
-    let claims = match postcard::take_from_bytes::<Claims>(&claims) {
-        Ok((claims, [])) => claims,
-        _ => return Err(TokenError::Malformed),
-    };
-    if unix_seconds.saturating_add(SKEW_SECONDS) < claims.not_before {
-        return Err(TokenError::NotYetValid);
+    match postcard::take_from_bytes::<Claims>(&claims) {
+        Ok((claims, [])) => Ok(claims),
+        _ => Err(TokenError::Malformed),
     }
-    if unix_seconds.saturating_sub(SKEW_SECONDS) >= claims.expires {
-        return Err(TokenError::Expired);
-    }
-    Ok(claims)
 }
 
 /// The wall clock, for [`verify`]: seconds since 1970. A clock before that reads as zero.
