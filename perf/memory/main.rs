@@ -3,7 +3,7 @@
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
 //! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`
-//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS` is all of
+//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS,CLIENTS` is all of
 //! [`setup`], `tags=ROUNDS` of [`tags`].
 
 mod case;
@@ -51,8 +51,11 @@ fn main() {
     if let Some(rounds) = arguments.first().and_then(|first| first.strip_prefix("tags=")) {
         return tags::run(rounds.parse().unwrap_or_else(|_| fail("tags=ROUNDS is a number")));
     }
-    if let Some(sessions) = arguments.first().and_then(|first| first.strip_prefix("setup=")) {
-        return setup::run(sessions.parse().unwrap_or_else(|_| fail("setup=SESSIONS is a number")));
+    if let Some(setup) = arguments.first().and_then(|first| first.strip_prefix("setup=")) {
+        let numbers =
+            setup.split_once(',').and_then(|(sessions, clients)| Some((sessions.parse().ok()?, clients.parse().ok()?)));
+        let (sessions, clients) = numbers.unwrap_or_else(|| fail("setup=SESSIONS,CLIENTS are numbers"));
+        return setup::run(sessions, clients);
     }
     let rounds = arguments.first().and_then(|first| first.strip_prefix("stall=")).map(str::to_owned);
     let is_new = arguments.first().is_some_and(|first| first == "new");

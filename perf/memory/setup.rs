@@ -1,7 +1,7 @@
 //! How many sessions a second three nodes set up, hop by hop: the control cores of an entry, a relay and an exit in one thread,
 //! whose messages are encoded and decoded as on the wire, but go from one to the other through memory.
 //!
-//! Every token is really verified, by each of the three. Workers are tables that do what a worker does about the
+//! Every client's token is really verified, by each of the three, once. Workers are tables that do what a worker does about the
 //! commands of a session: it is the control plane that is measured.
 
 use std::{
@@ -34,9 +34,6 @@ const NAMES: [&str; 3] = ["entry", "relay", "exit"];
 const ENTRY: usize = 0;
 
 const UNIX_SECONDS: u64 = 1_800_000_000;
-
-/// Clients, each with a token of its own; sessions take them in turn.
-const CLIENTS: u32 = 256;
 
 /// Opens that are under way at a time.
 const AT_ONCE: usize = 64;
@@ -73,12 +70,12 @@ struct Done {
     codec: Duration,
 }
 
-/// Sets up `sessions` sessions; prints one line of JSON.
-pub(crate) fn run(sessions: u32) {
+/// Sets up `sessions` sessions of `clients` clients in turn, each with a token of its own; prints one line of JSON.
+pub(crate) fn run(sessions: u32, clients: u32) {
     let key = SigningKey::generate();
     let mut nodes: Vec<Node> = (0..NAMES.len()).map(|place| Node::new(place, sessions)).collect();
     introduce(&mut nodes, &key);
-    let opens: Vec<Vec<u8>> = opens(sessions, &key);
+    let opens: Vec<Vec<u8>> = opens(sessions, clients, &key);
     let mut done = Done::default();
     let mut messages = VecDeque::new();
     let start = Instant::now();
@@ -193,7 +190,7 @@ fn introduce(nodes: &mut [Node], key: &SigningKey) {
 }
 
 /// Encoded requests of clients, each for another session over the one path.
-fn opens(sessions: u32, key: &SigningKey) -> Vec<Vec<u8>> {
+fn opens(sessions: u32, clients: u32, key: &SigningKey) -> Vec<Vec<u8>> {
     let token = |client: u32| {
         let claims = Claims {
             client: format!("client-{client}"),
@@ -205,12 +202,12 @@ fn opens(sessions: u32, key: &SigningKey) -> Vec<Vec<u8>> {
         };
         token::issue(&claims, key)
     };
-    let tokens: Vec<String> = (0..CLIENTS).map(token).collect();
+    let tokens: Vec<String> = (0..clients).map(token).collect();
     let open = |number: u32| {
         let mut session = [0; 16];
         session[..4].copy_from_slice(&number.to_be_bytes());
         let open = Open {
-            token: tokens[(number % CLIENTS) as usize].clone(),
+            token: tokens[(number % clients) as usize].clone(),
             session,
             kind: SessionKind::Tunnel { inside: Ipv4Addr::new(100, 64, 0, 2), inside6: None },
             mtu: 1400,
