@@ -244,15 +244,19 @@ fn changes_that_overrun_the_receive_buffer_are_found_by_a_new_dump() {
     let (here, _there) = Namespace::pair();
     let (events, inbox) = mpsc::channel();
     let (open, gate) = mpsc::channel::<()>();
-    let mut is_open = false;
+    let (hang, hangs) = mpsc::channel();
+    // The mirror hangs when it hears of this one, while more happens than its buffer holds.
+    let stopper = IpAddr::from([10, 0, 0, 250]);
     let sink = move |event| {
-        if !is_open {
-            is_open = gate.recv().is_ok();
+        if matches!(event, KernelEvent::NeighbourUp { address, .. } if address == stopper) {
+            hang.send(()).unwrap();
+            gate.recv().unwrap();
         }
         let _ = events.send(event);
     };
-    // The mirror hangs in its first event while more happens than its buffer holds.
     let (handle, interfaces) = here.run(move || KernelMirror::start_with(&["e0".into()], 4096, sink)).unwrap();
+    here.ip("neigh add 10.0.0.250 lladdr 02:00:00:00:02:00 dev e0");
+    hangs.recv_timeout(PATIENCE).expect("never heard of the neighbour");
     let line = |verb: &str, i: u32| format!("neigh {verb} 10.0.0.{} lladdr 02:00:00:00:01:{i:02x} dev e0\n", 100 + i);
     here.ip((0..100).map(|i| line("add", i)).collect::<String>());
     here.ip((0..99).map(|i| line("del", i)).collect::<String>());
