@@ -81,6 +81,9 @@ pub(in crate::dataplane) struct ErrorToIp4 {
     pub(in crate::dataplane) mtus: Mtus,
 }
 
+/// Bytes of a quoted packet's transport header that there are, or the quote is refused (RFC 792).
+const QUOTED_TRANSPORT_MIN: usize = 8;
+
 /// The largest packet that IPv4 may cut on its way (RFC 7915 section 5.1): it became one that IPv6 carries everywhere.
 pub(in crate::dataplane) const MAY_BE_FRAGMENTED_MAX: usize = (MTU_MIN - icmp64::GROWTH) as usize;
 
@@ -170,7 +173,8 @@ pub(in crate::dataplane) fn error_to_ip6(
     let old = read_head(frame, place.l4);
     let new = icmp64::error_to_ip6(old, quoted.total_length as u16, mtus)?;
     // Extensions (RFC 4884) are cut off: behind the quote, whose length is in words of four bytes.
-    let end = without_extensions(place, usize::from(frame[place.l4 + 5]) * 4);
+    let length = usize::from(frame[place.l4 + 5]) * 4;
+    let end = without_extensions(place, at + quote.header_length, length);
     let to =
         Rewrite { source: inside.0, destination: remote, side: Side::Source, port: inside.1, hop_limit: quoted.ttl };
     let inner = to_ip6(frame, Place { l3: at, l4: at + quote.header_length, end }, &quoted, &to);
@@ -198,7 +202,8 @@ pub(in crate::dataplane) fn error_to_ip4(
     let old = read_head(frame, place.l4);
     let new = icmp64::error_to_ip4(old, mtus)?;
     let has_extensions = matches!(old.kind, icmp6::UNREACHABLE | icmp6::TIME_EXCEEDED);
-    let end = without_extensions(place, if has_extensions { usize::from(frame[place.l4 + 4]) * 8 } else { 0 });
+    let length = if has_extensions { usize::from(frame[place.l4 + 4]) * 8 } else { 0 };
+    let end = without_extensions(place, at + quote.header.header_length, length);
     let to = Rewrite {
         source: remote,
         destination: outside.0,
@@ -275,9 +280,13 @@ fn seal_ip4(packet: &mut [u8], identification: u16, fragment: u16) {
     write(packet, ip4::CHECKSUM, &field.to_be_bytes());
 }
 
-/// The end of a packet whose ICMP error quotes `length` bytes and says more behind them; zero: it does not.
-fn without_extensions(place: Place, length: usize) -> usize {
-    if length == 0 { place.end } else { place.end.min(place.l4 + icmp::HEADER_BYTES + length) }
+/// The end of a packet whose ICMP error quotes `length` bytes and says more behind them; zero: it does not. Whatever it
+/// says, the ports of the quoted packet, whose transport header is at `l4`, are quoted: the binding was found by them.
+fn without_extensions(place: Place, l4: usize, length: usize) -> usize {
+    if length == 0 {
+        return place.end;
+    }
+    place.end.min((place.l4 + icmp::HEADER_BYTES + length).max(l4 + QUOTED_TRANSPORT_MIN))
 }
 
 fn read_head(frame: &[u8], at: usize) -> Head {
@@ -524,6 +533,35 @@ mod tests {
         let got = translated(&[&[0; 4], &long[..]].concat());
         assert!(has_valid_checksums6(&got));
         assert_eq!(got.len(), 1280);
+    }
+
+    #[test]
+    fn an_error_that_claims_to_quote_less_than_the_headers_is_translated_all_the_same() {
+        for length in 1..=255 {
+            let sent = udp_packet((OUTSIDE, 6000), (SERVER, 53), &[7; 100]);
+            let error = icmp_packet(ROUTER, OUTSIDE, icmp::TIME_EXCEEDED, 0, &[&[0, length, 0, 0], &sent[..]].concat());
+            let (mut frame, place) = framed(&error, 20);
+            let (header, quote) = (ip4::parse(&error).unwrap(), rewrite::quote(&error[20..]).unwrap());
+            let from = Prefix64::WELL_KNOWN.embed(ROUTER);
+            let place = error_to_ip6(&mut frame, place, &header, &quote, &about((INSIDE, 77), from)).unwrap();
+            let got = &frame[place.l3..place.end];
+            assert!(has_valid_checksums6(got));
+            assert_eq!(got[88..96], udp6_packet((INSIDE, 77), (server(), 53), &[7; 100])[40..48], "{length} words");
+
+            let answer = with_destination_options(&udp6_packet((server(), 53), (INSIDE, 77), &[7; 100]));
+            let error =
+                error6_packet(INSIDE, server(), icmp6::UNREACHABLE, icmp6::CODE_PORT, [length, 0, 0, 0], &answer);
+            let (mut frame, place) = framed(&error, 40);
+            let header = ip6::parse(&error).unwrap();
+            let quote = rewrite6::quote(&error, &header).unwrap();
+            let error =
+                ErrorToIp4 { outside: (OUTSIDE, 6000), destination: SERVER, remote: SERVER, hop_limit: 63, mtus: MTUS };
+            let place = error_to_ip4(&mut frame, place, &header, &quote, &error).unwrap();
+            let got = &frame[place.l3..place.end];
+            assert!(has_valid_checksums(got));
+            let quoted = rewrite::quote(&got[20..]).unwrap();
+            assert_eq!((quoted.source, quoted.destination), ((SERVER, 53), (OUTSIDE, 6000)), "{length} words");
+        }
     }
 
     proptest::proptest! {

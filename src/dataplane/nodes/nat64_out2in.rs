@@ -179,6 +179,15 @@ mod tests {
         assert_eq!(bench.moved(), [("nat_out2in.drop.no_equivalent".to_owned(), 1)]);
     }
 
+    #[test]
+    fn an_error_that_claims_to_quote_nearly_nothing_does_no_harm() {
+        let mut bench = bound(ip4::UDP);
+        let quoted = udp_packet((US, 41_000), (SERVER, 33_434), b"traceroute");
+        let rest = [&[0, 1, 0, 0], &quoted[..28]].concat();
+        let out = bench.run_at(0, &[icmp_packet(ROUTER, US, icmp::TIME_EXCEEDED, 0, &rest)]);
+        assert!(has_valid_checksums6(&out[0].1[14..]));
+    }
+
     fn narrow(bench: &mut Bench, mtu: u16) {
         let mut forwarding = bench.worker.context().routes.forwarding().clone();
         forwarding.interfaces[1].mtu = mtu;
