@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Class, Endpoint, connections::Origin};
+use super::{Class, Endpoint, connections::Origin, peers::Admission};
 use crate::{
     dataplane::{command::Event, context::Context, nodes::punt::RESERVED_FOR_ANSWERS},
     wire::tcp::Segment,
@@ -42,6 +42,17 @@ impl Context {
         } else {
             stamp.count(bytes);
         }
+    }
+
+    /// A packet goes out by binding `index` to `remote`, and so `remote` may answer. False: there is no room to remember it.
+    #[inline]
+    pub(in crate::dataplane) fn admit(&mut self, index: u32, remote: Endpoint) -> bool {
+        let admission = self.bindings.admit(index, remote);
+        if admission == Admission::InPlaceOfOldest {
+            // The flow of one who may not come in any more must not go on by the short way.
+            self.established.flows.binding_changed(index, self.tick);
+        }
+        admission != Admission::Refused
     }
 
     /// The control core looks at a binding when it may have become idle; here that comes sooner than it thinks. Where

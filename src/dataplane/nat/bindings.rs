@@ -21,7 +21,7 @@ use super::{
     binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering},
     hash_index::HashIndex,
     outside::OutsideAddresses,
-    peers::{Peers, filtered_by},
+    peers::{Admission, Peers, filtered_by},
 };
 use crate::{
     dataplane::{
@@ -199,16 +199,15 @@ impl Bindings {
         }
     }
 
-    /// A packet goes out by the binding at `index` to `remote`, and so `remote` may answer. False: there is no room to
-    /// remember it.
+    /// A packet goes out by the binding at `index` to `remote`, and so `remote` may answer.
     #[inline]
-    pub fn admit(&mut self, index: u32, remote: Endpoint) -> bool {
-        let Some(filtering) = self.get(index).map(|binding| binding.filtering) else { return false };
+    pub(in crate::dataplane) fn admit(&mut self, index: u32, remote: Endpoint) -> Admission {
+        let Some(filtering) = self.get(index).map(|binding| binding.filtering) else { return Admission::Refused };
         if filtering == Filtering::EndpointIndependent {
-            return true;
+            return Admission::Granted;
         }
-        let remote = filtered_by(filtering, remote);
-        self.peers.admit(self.peer_hash(index, remote), index, remote)
+        let key = self.hash_key;
+        self.peers.admit(index, filtered_by(filtering, remote), |remote| peer_hash(&key, index, remote))
     }
 
     /// True where a packet from `remote` may come in by the binding at `index`.

@@ -163,7 +163,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         }
         None => return context.punt(slot, PuntCause::NoBinding6 { flow, tcp_flags: flags }, NodeId::Nat6In2out),
     };
-    if !context.bindings.admit(index, remote) {
+    if !context.admit(index, remote) {
         add(&context.published.nodes[NodeId::Nat6In2out as usize].drops[Reason::TableFull as usize], 1);
         return tell(context, slot, icmp6::UNREACHABLE, icmp6::CODE_PROHIBITED, 0);
     }
