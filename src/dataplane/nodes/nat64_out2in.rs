@@ -188,6 +188,24 @@ mod tests {
         assert!(has_valid_checksums6(&out[0].1[14..]));
     }
 
+    #[test]
+    fn a_token_is_nobodys_address_on_the_wire() {
+        let mut bench = Bench::gateway6();
+        bench.bind6(Translation::Nat66, ip4::UDP, 1000, PORT6);
+        bench.bind4(ip4::UDP, 7, (US, 41_000));
+        let token = crate::dataplane::nat::token::outside(0);
+        let not_ours = [("nat_out2in.drop.not_ours".to_owned(), 1)];
+        assert!(bench.run_at(0, &[udp_packet((SERVER, 53), (token, PORT6), b"by another name")]).is_empty());
+        assert_eq!(bench.moved(), not_ours);
+        assert!(bench.run_at(1, &[udp_packet((INSIDE, 7), (token, PORT6), b"from inside")]).is_empty());
+        assert_eq!(bench.moved(), not_ours);
+        let quoted = udp_packet((token, PORT6), (SERVER, 53), b"never sent");
+        let rest = [&[0; 4], &quoted[..]].concat();
+        let error = icmp_packet(ROUTER, US, icmp::UNREACHABLE, icmp::CODE_PORT, &rest);
+        assert!(bench.run_at(0, &[error]).is_empty());
+        assert_eq!(bench.moved(), not_ours);
+    }
+
     fn narrow(bench: &mut Bench, mtu: u16) {
         let mut forwarding = bench.worker.context().routes.forwarding().clone();
         forwarding.interfaces[1].mtu = mtu;

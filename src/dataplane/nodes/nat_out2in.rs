@@ -80,7 +80,9 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
             (header.protocol, (header.destination, to), (header.source, from))
         }
     };
-    let Some(address) = context.bindings.outside().number_of(outside.0) else { return Verdict::Drop(Reason::NotOurs) };
+    // In the pool there are tokens, too: on the wire they are nobody's addresses.
+    let number = context.bindings.outside().number_of(outside.0).filter(|_| !token::is_reserved(outside.0));
+    let Some(address) = number else { return Verdict::Drop(Reason::NotOurs) };
     let port = outside.1;
     let remote = remote_end(protocol, remote);
     match context.owner_of(protocol, outside) {
@@ -192,7 +194,13 @@ fn translate_error(ip: &mut [u8], header_length: usize, quote: &Quote, inside: E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{conntrack::NO_BINDING, handoff::mesh, nat::NatConfig, testing::*};
+    use crate::dataplane::{
+        command::Command,
+        conntrack::NO_BINDING,
+        handoff::mesh,
+        nat::{BindingInit, Mapping, NatConfig},
+        testing::*,
+    };
 
     fn tunnel(protocol: u8) -> Bench {
         let mut bench = Bench::new();
@@ -307,6 +315,34 @@ mod tests {
         assert_eq!((header.source, header.destination), (US, SERVER));
         assert_eq!((ip[20], ip[21], &ip[26..28]), (icmp::UNREACHABLE, 4, &INSIDE_MTU.to_be_bytes()[..]));
         assert_eq!(ip[28..], big[..ip.len() - 28]);
+    }
+
+    #[test]
+    fn a_hairpinned_packet_too_big_for_the_way_back_is_answered() {
+        let mut bench = Bench::new();
+        bench.gateway();
+        let mut forwarding = bench.worker.context().routes.forwarding().clone();
+        forwarding.interfaces[2].mtu = 1400;
+        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        bench.bind_for(Owner::INSIDE, ip4::UDP, 1000, 41_000, None);
+        let neighbour = BindingInit {
+            owner: Owner::INSIDE,
+            protocol: ip4::UDP,
+            inside_address: NEIGHBOUR,
+            inside_port: 2000,
+            outside_address: US,
+            outside_port: 41_001,
+            mapping: Mapping::EndpointIndependent,
+            filtering: Default::default(),
+        };
+        bench.tell(Command::SetBinding { index: 5, binding: neighbour });
+        let sent = udp_packet((INSIDE, 1000), (US, 41_001), &[7; 1450]);
+        let out = bench.run_at(1, std::slice::from_ref(&sent));
+        assert_eq!(bench.moved(), []);
+        assert_eq!(out.len(), 1);
+        let ip = &out[0].1[14..];
+        let header = ip4::parse(ip).unwrap();
+        assert_eq!((out[0].0, header.destination, ip[20], ip[21]), (1, INSIDE, icmp::UNREACHABLE, 4));
     }
 
     #[test]
