@@ -110,6 +110,8 @@ pub struct Worker<D: Driver> {
     driver: D,
     commands: rtrb::Consumer<Command>,
     from_workers: Vec<Option<rtrb::Consumer<HandedOver>>>,
+    /// Whose ring is read first.
+    from_first: usize,
     clock: quanta::Clock,
     tick: Tick,
     histograms: Box<Histograms>,
@@ -167,6 +169,7 @@ impl<D: Driver> Worker<D> {
             driver,
             commands: rings.commands,
             from_workers: rings.handoff.from,
+            from_first: 0,
             clock: config.clock,
             tick: config.nat.tick,
             histograms: Box::default(),
@@ -481,9 +484,14 @@ impl<D: Driver> Worker<D> {
         self.context.published.worker.bindings_used.store(self.context.bindings.used() as u64, Relaxed);
     }
 
+    /// Half of the room at most, and every worker has its turn: what others are flooded with must not keep out what comes in
+    /// here.
     fn take_handed_over(&mut self) {
-        for from in 0..self.from_workers.len() {
-            while self.room() > 0 && !self.context.spare.is_empty() {
+        let (workers, kept) = (self.from_workers.len(), self.room() / 2);
+        self.from_first = (self.from_first + 1) % workers.max(1);
+        for step in 0..workers {
+            let from = (self.from_first + step) % workers;
+            while self.room() > kept && !self.context.spare.is_empty() {
                 let Some(Ok(chunk)) = self.from_workers[from].as_mut().map(|ring| ring.read_chunk(1)) else { break };
                 let over = &chunk.as_slices().0[0];
                 let frame = self.context.spare.pop().expect("checked above");
@@ -690,6 +698,34 @@ mod tests {
         }
         assert_eq!(bench.moved(), []);
         assert_eq!(sent, 300 * PATHS_MAX);
+    }
+
+    #[test]
+    fn what_others_hand_over_leaves_room_for_what_comes_in_here() {
+        let mut rings = handoff::mesh(3);
+        let mut benches: Vec<_> = (0..3).rev().map(|at| Bench::at(at, 3, rings.pop().unwrap())).collect();
+        let mut ours = benches.pop().unwrap();
+        ours.relay();
+        let frame = |n| Relayed::up(1, n, vec![]).frame();
+        for (from, other) in (1..).zip(&mut benches) {
+            for sweep in 0..4 {
+                let burst: Vec<_> = (1..=256).map(|n| frame(from * 10_000 + sweep * 256 + n)).collect();
+                other.run(&burst);
+            }
+        }
+        let burst: Vec<_> = (1..=100).map(frame).collect();
+        let received = |bench: &Bench| bench.worker.context().published.worker.received.load(Relaxed);
+        let before = received(&ours);
+        let waiting = |bench: &Bench| -> Vec<usize> {
+            bench.worker.from_workers.iter().flatten().map(rtrb::Consumer::slots).collect()
+        };
+        assert_eq!(waiting(&ours), [1024, 1024]);
+        ours.run(&burst);
+        assert_eq!(received(&ours) - before, 100);
+        (0..2).for_each(|_| drop(ours.sweep()));
+        assert!(waiting(&ours).iter().all(|count| *count < 1024), "each has its turn: {:?}", waiting(&ours));
+        (0..20).for_each(|_| drop(ours.sweep()));
+        assert_eq!(waiting(&ours), [0, 0]);
     }
 
     #[test]
