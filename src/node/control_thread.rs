@@ -237,6 +237,8 @@ impl ControlThread {
             Input::Summary(answer) => {
                 let _ = answer.send(self.control.summary(now));
             }
+            // Who scraped and gave up costs nothing.
+            Input::Measure(answer) if answer.is_closed() => {}
             Input::Measure(answer) => {
                 let _ = answer.send(Measured::of(&self.control, self.workers.len(), now));
             }

@@ -38,6 +38,10 @@ fn fragment(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict 
     if part == 0 {
         return Verdict::Drop(Reason::TooBig);
     }
+    if header.offset() + payload > usize::from(u16::MAX) {
+        // Behind the end of the largest packet there is nothing (the ping of death), nor room in the field for where that is.
+        return Verdict::Drop(Reason::BadLength);
+    }
     let copies = payload.div_ceil(part) - 1;
     // All or nothing: the receiver has no use for some of them.
     if context.free.count() < copies || context.spare.len() < copies {
@@ -72,6 +76,11 @@ impl Header {
 
     fn bytes(&self) -> &[u8] {
         &self.space[..self.length]
+    }
+
+    /// Where its payload begins in that of the packet of which it may be a fragment itself.
+    fn offset(&self) -> usize {
+        usize::from(read_u16(self.bytes(), ip4::FRAGMENT) & ip4::OFFSET_MASK) * 8
     }
 
     /// Lets `packet`, a copy of the whole, be the part whose payload is `length` bytes from `start` on: its header is
@@ -188,6 +197,28 @@ mod tests {
         assert_eq!(parts[0][20..32], options);
         assert_eq!((parts[1][0], &parts[1][20..24]), (0x46, &options[..4]));
         assert_eq!(together(&parts)[8..], data);
+    }
+
+    #[test]
+    fn a_fragment_behind_the_end_of_the_largest_packet_is_dropped() {
+        let mut bench = Bench::new();
+        bench.gateway();
+        let mut forwarding = bench.worker.context().routes.forwarding().clone();
+        forwarding.interfaces[2].mtu = 600;
+        bench.tell(crate::dataplane::command::Command::SetForwarding(Box::new(forwarding)));
+        let part_at = |offset: u16| {
+            let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
+            write(&mut part, ip4::FRAGMENT, &offset.to_be_bytes());
+            write(&mut part, ip4::CHECKSUM, &[0, 0]);
+            let field = checksum::of(&part[..20]);
+            write(&mut part, ip4::CHECKSUM, &field.to_be_bytes());
+            part
+        };
+        let last = (65_535 - 1000) / 8;
+        assert_eq!(bench.run_at(1, &[part_at(last)]).len(), 2);
+        assert_eq!(bench.moved(), []);
+        assert!(bench.run_at(1, &[part_at(last + 1)]).is_empty());
+        assert_eq!(bench.moved(), [("fragment.drop.bad_length".to_owned(), 1)]);
     }
 
     #[test]
