@@ -70,6 +70,13 @@ fn place((owner, address): (Owner, Ipv4Addr)) -> u64 {
     u64::from(owner.slot().unwrap_or(u32::MAX)) << 32 | u64::from(address.to_bits())
 }
 
+/// Whose number that is.
+pub(super) fn name_of(place: u64) -> (Owner, Ipv4Addr) {
+    let owner = (place >> 32) as u32;
+    let owner = if owner == u32::MAX { Owner::INSIDE } else { Owner::session(owner) };
+    (owner, Ipv4Addr::from_bits(place as u32))
+}
+
 /// What a binding was given.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Lease {
@@ -187,11 +194,8 @@ impl Hosts {
     }
 
     /// The host at a place.
-    pub(super) fn at(&self, place: u64) -> Option<(Owner, Ipv4Addr, &Host)> {
-        let owner = u32::try_from(place >> 32).ok()?;
-        let owner = if owner == u32::MAX { Owner::INSIDE } else { Owner::session(owner) };
-        let address = Ipv4Addr::from_bits(place as u32);
-        Some((owner, address, self.hosts.get(&place)?))
+    pub(super) fn at(&self, place: u64) -> Option<&Host> {
+        self.hosts.get(&place)
     }
 
     /// Ports by number of the outside address and protocol.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control,
-    hosts::{PROTOCOLS, row},
-    page::{self, Cursor, Page, ROWS_MAX, SCAN},
+    hosts::{PROTOCOLS, name_of, row},
+    page::{self, Cursor, Page, ROWS_MAX},
     tables::{NatBinding, Tables},
 };
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
 
 /// Bindings that one order frees: the worker's ring has room for them.
 const CLEARED_AT_ONCE: usize = 1024;
+
+/// Hosts that one question looks at: fewer than places of an array, for each is somewhere else in memory.
+const HOSTS_A_PAGE: usize = 1 << 13;
 
 /// What can be asked of the NAT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
@@ -185,6 +188,17 @@ pub struct PortsView {
     pub ports: u32,
 }
 
+/// The answer to a question about the NAT.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs, reason = "they are those of the question's parts")]
+pub enum NatAnswer {
+    Summary(Vec<NatSummary>),
+    Flows(Page<FlowView>),
+    Hosts(Page<HostView>),
+    Ports(Vec<PortsView>),
+}
+
 impl NatProtocol {
     const ALL: [Self; PROTOCOLS] = [Self::Icmp, Self::Tcp, Self::Udp];
 
@@ -205,18 +219,17 @@ fn owner_name(owner: Owner) -> String {
     owner.slot().map_or_else(|| "inside".to_owned(), |slot| slot.to_string())
 }
 
-fn state_name(binding: &NatBinding, class: Class) -> &'static str {
-    match class {
-        _ if binding.is_static => "static",
-        Class::Udp => "udp",
-        Class::Icmp => "icmp",
-        Class::TcpOpening => "opening",
-        Class::TcpEstablished => "established",
-        Class::TcpClosing => "closing",
-    }
-}
-
 impl Control {
+    /// Answers a question about the NAT.
+    pub fn answer_nat(&self, question: &NatQuestion, now: Nanos) -> NatAnswer {
+        match question.part {
+            NatPart::Summary => NatAnswer::Summary(self.nat_summary()),
+            NatPart::Flows => NatAnswer::Flows(self.nat_flows(question, now)),
+            NatPart::Hosts => NatAnswer::Hosts(self.nat_hosts(question)),
+            NatPart::Ports => NatAnswer::Ports(self.nat_ports(&question.filter)),
+        }
+    }
+
     /// The NAT at a glance, by worker.
     pub fn nat_summary(&self) -> Vec<NatSummary> {
         let mut all = Vec::new();
@@ -245,10 +258,9 @@ impl Control {
     pub fn nat_flows(&self, question: &NatQuestion, now: Nanos) -> Page<FlowView> {
         let limit = question.limit.min(ROWS_MAX);
         let mut rows = Vec::new();
-        let next = self.scan(question.after, |worker, index, binding| {
-            let view = self.flow_view(worker, index, binding, now);
-            if question.filter.takes(&view) {
-                rows.push(view);
+        let next = self.scan(question.after, |flow| {
+            if question.filter.takes(&flow) {
+                rows.push(flow.view(now));
             }
             rows.len() < limit
         });
@@ -264,12 +276,11 @@ impl Control {
             let is_first = worker as u32 == start.worker && question.after.is_some();
             let from = if is_first { Excluded(start.place) } else { Unbounded };
             for place in tables.hosts.places((from, Unbounded)) {
-                let Some(view) = self.host_view(worker, tables, place) else { continue };
-                if question.filter.takes_host(&view) {
-                    rows.push(view);
+                if question.filter.takes_host(tables, place) {
+                    rows.extend(host_view(worker, tables, place));
                 }
                 seen += 1;
-                if rows.len() == limit || seen == SCAN {
+                if rows.len() == limit || seen == HOSTS_A_PAGE {
                     return Page { rows, next: Some(Cursor { worker: worker as u32, place }) };
                 }
             }
@@ -303,12 +314,12 @@ impl Control {
 
     /// Frees bindings, whatever their traffic: how many, and where to go on. Static mappings and the bindings of flow
     /// sessions stay: the one is the file's, the other its session's.
-    pub fn clear_nat(&mut self, filter: &NatFilter, after: Option<Cursor>, now: Nanos) -> (u64, Option<Cursor>) {
+    pub fn clear_nat(&mut self, filter: &NatFilter, after: Option<Cursor>) -> (u64, Option<Cursor>) {
         let mut chosen = Vec::new();
-        let next = self.scan(after, |worker, index, binding| {
-            let may_go = !binding.is_flow && !binding.is_static && !binding.is_free_pending;
-            if may_go && filter.takes(&self.flow_view(worker, index, binding, now)) {
-                chosen.push((worker, index));
+        let next = self.scan(after, |flow| {
+            let may_go = !flow.binding.is_flow && !flow.binding.is_static && !flow.binding.is_free_pending;
+            if may_go && filter.takes(&flow) {
+                chosen.push((flow.worker, flow.index));
             }
             chosen.len() < CLEARED_AT_ONCE
         });
@@ -319,78 +330,125 @@ impl Control {
     }
 
     /// Goes through bindings.
-    fn scan(&self, after: Option<Cursor>, look: impl FnMut(usize, u32, &NatBinding) -> bool) -> Option<Cursor> {
-        page::scan(self.workers.iter().map(|tables| tables.nat.as_slice()), after, look)
+    fn scan(&self, after: Option<Cursor>, mut look: impl FnMut(Flow<'_>) -> bool) -> Option<Cursor> {
+        let tables = self.workers.iter().map(|tables| tables.nat.as_slice());
+        page::scan(tables, after, |worker, index, binding| {
+            look(Flow { control: self, tables: &self.workers[worker], worker, index, binding })
+        })
+    }
+}
+
+/// A binding, and where it is.
+struct Flow<'a> {
+    control: &'a Control,
+    tables: &'a Tables,
+    worker: usize,
+    index: u32,
+    binding: &'a NatBinding,
+}
+
+impl Flow<'_> {
+    fn inside(&self) -> IpAddr {
+        self.tables.hosts.name(self.binding.key.address)
     }
 
-    fn flow_view(&self, worker: usize, index: u32, binding: &NatBinding, now: Nanos) -> FlowView {
-        let tables = &self.workers[worker];
-        let (stamp, key) = (&tables.published.bindings[index as usize], &binding.key);
-        let class = Class::from_number(tables.published.classes[index as usize].load(Relaxed));
-        let tick = self.config.nat.tick;
+    fn outside(&self) -> SocketAddr {
+        match self.binding.lease {
+            Some(lease) => SocketAddr::new(self.tables.hosts.outside_name(lease.address), lease.port),
+            None => self.control.static_outside(&self.binding.key).unwrap_or_else(|| SocketAddr::from(([0; 4], 0))),
+        }
+    }
+
+    fn class(&self) -> Class {
+        Class::from_number(self.tables.published.classes[self.index as usize].load(Relaxed))
+    }
+
+    fn state(&self) -> &'static str {
+        match self.class() {
+            _ if self.binding.is_static => "static",
+            Class::Udp => "udp",
+            Class::Icmp => "icmp",
+            Class::TcpOpening => "opening",
+            Class::TcpEstablished => "established",
+            Class::TcpClosing => "closing",
+        }
+    }
+
+    fn view(&self, now: Nanos) -> FlowView {
+        let config = &self.control.config.nat;
+        let (stamp, binding) = (&self.tables.published.bindings[self.index as usize], self.binding);
+        let (key, tick) = (&binding.key, config.tick);
         let made = tick.at(binding.since);
         let last_seen = stamp.last_seen.load(Relaxed);
         let used = if last_seen.wrapping_sub(made) as i32 > 0 { last_seen } else { made };
         let idle = tick.times(tick.at(now).wrapping_sub(used));
-        let left = self.config.nat.timers.of(class).saturating_sub(idle);
-        let outside = match binding.lease {
-            Some(lease) => SocketAddr::new(tables.hosts.outside_name(lease.address), lease.port),
-            None => self.static_outside(key).unwrap_or_else(|| SocketAddr::from(([0; 4], 0))),
-        };
+        let left = config.timers.of(self.class()).saturating_sub(idle);
         // A remote end of IPv6 is known by a hash, which nobody would recognise.
         let is_hash = matches!(token::host_of(key.address), Some((Translation::Nat66, _)));
         let remote = key.remote.filter(|_| !is_hash);
         FlowView {
-            worker,
-            index,
+            worker: self.worker,
+            index: self.index,
             protocol: NatProtocol::of(key.protocol),
             owner: owner_name(key.owner),
-            inside: SocketAddr::new(tables.hosts.name(key.address), key.port),
-            outside,
+            inside: SocketAddr::new(self.inside(), key.port),
+            outside: self.outside(),
             remote: remote.map(|(address, port)| SocketAddr::new(address.into(), port)),
-            state: state_name(binding, class).to_owned(),
+            state: self.state().to_owned(),
             idle_ms: idle / MILLISECOND,
             left_ms: (!binding.is_flow && !binding.is_static).then_some(left / MILLISECOND),
             packets: stamp.packets.load(Relaxed),
             bytes: stamp.bytes.load(Relaxed),
         }
     }
-
-    fn host_view(&self, worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
-        let (owner, address, host) = tables.hosts.at(place)?;
-        let ports = &tables.hosts.ports()[usize::from(host.address)];
-        let blocks = host.blocks.iter().zip(ports).zip(NatProtocol::ALL).flat_map(|((blocks, ports), protocol)| {
-            blocks.iter().map(move |(block, _)| {
-                let range = ports.block_range(*block);
-                (protocol, *range.start(), *range.end())
-            })
-        });
-        Some(HostView {
-            worker,
-            owner: owner_name(owner),
-            host: tables.hosts.name(address),
-            outside: tables.hosts.outside_name(host.address),
-            bindings: host.bindings,
-            ports: host.ports,
-            blocks: blocks.collect(),
-        })
-    }
 }
 
+fn host_view(worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
+    let (owner, address) = name_of(place);
+    let host = tables.hosts.at(place)?;
+    let ports = &tables.hosts.ports()[usize::from(host.address)];
+    let blocks = host.blocks.iter().zip(ports).zip(NatProtocol::ALL).flat_map(|((blocks, ports), protocol)| {
+        blocks.iter().map(move |(block, _)| {
+            let range = ports.block_range(*block);
+            (protocol, *range.start(), *range.end())
+        })
+    });
+    Some(HostView {
+        worker,
+        owner: owner_name(owner),
+        host: tables.hosts.name(address),
+        outside: tables.hosts.outside_name(host.address),
+        bindings: host.bindings,
+        ports: host.ports,
+        blocks: blocks.collect(),
+    })
+}
+
+/// Each condition is decided on the tables themselves: a view of what is passed over would be made for nothing.
 impl NatFilter {
-    fn takes(&self, view: &FlowView) -> bool {
-        self.host.is_none_or(|wanted| wanted == view.inside.ip())
-            && self.protocol.is_none_or(|wanted| wanted == view.protocol)
-            && self.port.is_none_or(|wanted| wanted == view.inside.port() || wanted == view.outside.port())
-            && self.outside.is_none_or(|wanted| wanted == view.outside.ip())
-            && self.state.as_ref().is_none_or(|wanted| *wanted == view.state)
-            && self.owner.as_ref().is_none_or(|wanted| *wanted == view.owner)
+    fn takes(&self, flow: &Flow<'_>) -> bool {
+        let key = &flow.binding.key;
+        self.protocol.is_none_or(|wanted| wanted == NatProtocol::of(key.protocol))
+            && self.port.is_none_or(|wanted| wanted == key.port || wanted == flow.outside().port())
+            && self.takes_owner(key.owner)
+            && self.host.is_none_or(|wanted| wanted == flow.inside())
+            && self.outside.is_none_or(|wanted| wanted == flow.outside().ip())
+            && self.state.as_ref().is_none_or(|wanted| wanted == flow.state())
     }
 
-    fn takes_host(&self, view: &HostView) -> bool {
-        self.host.is_none_or(|wanted| wanted == view.host)
-            && self.outside.is_none_or(|wanted| wanted == view.outside)
-            && self.owner.as_ref().is_none_or(|wanted| *wanted == view.owner)
+    fn takes_host(&self, tables: &Tables, place: u64) -> bool {
+        let (owner, address) = name_of(place);
+        let outside = || tables.hosts.at(place).map(|host| tables.hosts.outside_name(host.address));
+        self.takes_owner(owner)
+            && self.host.is_none_or(|wanted| wanted == tables.hosts.name(address))
+            && self.outside.is_none_or(|wanted| Some(wanted) == outside())
+    }
+
+    fn takes_owner(&self, owner: Owner) -> bool {
+        self.owner.as_ref().is_none_or(|wanted| match owner.slot() {
+            None => wanted == "inside",
+            Some(slot) => wanted.parse() == Ok(slot),
+        })
     }
 }
 

@@ -27,8 +27,9 @@ use crate::{
     MILLISECOND, Nanos,
     control::{
         CallId, Caller, Control, Effect, KernelEvent, RequestId, Summary,
-        page::Cursor,
-        show_nat::{NatFilter, NatQuestion},
+        page::{Cursor, Page},
+        show::SessionView,
+        show_nat::{NatAnswer, NatFilter, NatQuestion},
         show_sessions::SessionQuestion,
     },
     dataplane::{
@@ -40,7 +41,7 @@ use crate::{
         quic::Responder,
         token,
     },
-    telemetry::show::Topic,
+    telemetry::show::{PathRow, Topic},
 };
 
 /// Time between two ticks of the control core.
@@ -74,11 +75,11 @@ pub(super) enum Input {
     /// The operator wants to see something else.
     Show { topic: Topic, answer: oneshot::Sender<Result<Value, String>> },
     /// The operator asks about sessions.
-    ShowSessions { question: SessionQuestion, answer: oneshot::Sender<Result<Value, String>> },
+    ShowSessions { question: SessionQuestion, answer: oneshot::Sender<Page<SessionView>> },
     /// The operator asks about the paths of sessions.
-    ShowPaths { question: SessionQuestion, answer: oneshot::Sender<Result<Value, String>> },
+    ShowPaths { question: SessionQuestion, answer: oneshot::Sender<Page<PathRow>> },
     /// The operator asks about the NAT.
-    ShowNat { question: NatQuestion, answer: oneshot::Sender<Result<Value, String>> },
+    ShowNat { question: NatQuestion, answer: oneshot::Sender<NatAnswer> },
     /// Bindings are to go; answered by how many went, and where to go on.
     ClearNat { filter: NatFilter, after: Option<Cursor>, answer: oneshot::Sender<(u64, Option<Cursor>)> },
     /// The gateway's file was read anew; answered by the number of bindings its hosts have.
@@ -89,6 +90,14 @@ pub(super) enum Input {
     Stall { time: Duration, answer: oneshot::Sender<()> },
     /// The node ends.
     Stop,
+}
+
+impl Input {
+    /// True of what goes through tables: packets come before the next one.
+    fn is_page(&self) -> bool {
+        use Input::{ClearNat, ShowNat, ShowPaths, ShowSessions};
+        matches!(self, ShowSessions { .. } | ShowPaths { .. } | ShowNat { .. } | ClearNat { .. })
+    }
 }
 
 /// A request to another node, to be made by the network thread.
@@ -172,7 +181,7 @@ impl ControlThread {
     /// worker that does not know where to send it.
     pub(super) fn prepare(&mut self) {
         let now = self.clock.now();
-        while self.take_inputs(now) == Some(BATCH) {}
+        while self.take_inputs(now).is_some_and(|count| count > 0) {}
         self.control.on_tick(now);
         self.execute();
     }
@@ -214,7 +223,13 @@ impl ControlThread {
         for count in 0..BATCH {
             match self.inputs.try_recv() {
                 Ok(Input::Stop) | Err(TryRecvError::Disconnected) => return None,
-                Ok(input) => self.take_input(input, now),
+                Ok(input) => {
+                    let is_page = input.is_page();
+                    self.take_input(input, now);
+                    if is_page {
+                        return Some(count + 1);
+                    }
+                }
                 Err(TryRecvError::Empty) => return Some(count),
             }
         }
@@ -243,7 +258,7 @@ impl ControlThread {
                 let _ = answer.send(Measured::of(&self.control, self.workers.len(), now));
             }
             Input::ShowSessions { question, answer } => {
-                let _ = answer.send(views::of_sessions(&self.control, &question, now));
+                let _ = answer.send(self.control.session_page(&question, now));
             }
             Input::ShowPaths { mut question, answer } => {
                 question.limit = question.limit.min(PATHS_AT_ONCE);
@@ -261,10 +276,10 @@ impl ControlThread {
                 let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic));
             }
             Input::ShowNat { question, answer } => {
-                let _ = answer.send(views::of_nat(&self.control, &question, now));
+                let _ = answer.send(self.control.answer_nat(&question, now));
             }
             Input::ClearNat { filter, after, answer } => {
-                let _ = answer.send(self.control.clear_nat(&filter, after, now));
+                let _ = answer.send(self.control.clear_nat(&filter, after));
             }
             Input::Gateway { gateway, answer } => {
                 self.control.set_gateway(gateway, now);
@@ -432,9 +447,10 @@ mod tests {
         let shown = ask(&fixture.sender, |answer| Input::Show { topic: Topic::Peers, answer });
         assert_eq!(shown, Ok(Value::Array(Vec::new())));
         let question = SessionQuestion::default();
-        let none = Ok(serde_json::json!({ "rows": [], "next": null }));
-        assert_eq!(ask(&fixture.sender, |answer| Input::ShowSessions { question: question.clone(), answer }), none);
-        assert_eq!(ask(&fixture.sender, |answer| Input::ShowPaths { question, answer }), none);
+        let sessions = ask(&fixture.sender, |answer| Input::ShowSessions { question: question.clone(), answer });
+        assert_eq!(sessions, Page { rows: Vec::new(), next: None });
+        let paths = ask(&fixture.sender, |answer| Input::ShowPaths { question, answer });
+        assert_eq!(paths, Page { rows: Vec::new(), next: None });
         fixture.sender.send(Input::Stop);
         fixture.thread.join().unwrap();
     }

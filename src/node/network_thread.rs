@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
 use serde_json::Value;
 use tokio::{
     runtime::Runtime,
@@ -263,25 +264,19 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
     }
     if let Some(question) = show_sessions::read(&topic) {
         let (topic, question) = question?;
-        let (answer, receiver) = oneshot::channel();
-        control.send(match topic {
-            Topic::Paths => Input::ShowPaths { question, answer },
-            _ => Input::ShowSessions { question, answer },
-        });
-        return answered(receiver).await?;
+        if topic == Topic::Paths {
+            return asked(&control, |answer| Input::ShowPaths { question, answer }).await;
+        }
+        return asked(&control, |answer| Input::ShowSessions { question, answer }).await;
     }
     if let Some(question) = topic.strip_prefix(show_nat::ASK) {
         let question =
             serde_json::from_str(question).map_err(|error| format!("not a question about the NAT: {error}"))?;
-        let (answer, receiver) = oneshot::channel();
-        control.send(Input::ShowNat { question, answer });
-        return answered(receiver).await?;
+        return asked(&control, |answer| Input::ShowNat { question, answer }).await;
     }
     if let Some(order) = topic.strip_prefix(show_nat::CLEAR) {
         let (filter, after) = serde_json::from_str(order).map_err(|error| format!("not an order to clear: {error}"))?;
-        let (answer, receiver) = oneshot::channel();
-        control.send(Input::ClearNat { filter, after, answer });
-        return serde_json::to_value(answered(receiver).await?).map_err(|error| error.to_string());
+        return asked(&control, |answer| Input::ClearNat { filter, after, answer }).await;
     }
     if topic == "residence" {
         let measured = metrics::measure(&control).await.ok_or("the control core did not answer in time")?;
@@ -307,6 +302,16 @@ async fn show(topic: String, control: ControlSender, facts: Arc<Facts>) -> Resul
     let (answer, receiver) = oneshot::channel();
     control.send(Input::Show { topic, answer });
     answered(receiver).await?
+}
+
+/// What the control core answers, as JSON: to write it is this thread's work, not that of the control core's.
+async fn asked<T: Serialize>(
+    control: &ControlSender,
+    input: impl FnOnce(oneshot::Sender<T>) -> Input,
+) -> Result<Value, String> {
+    let (answer, receiver) = oneshot::channel();
+    control.send(input(answer));
+    serde_json::to_value(answered(receiver).await?).map_err(|error| error.to_string())
 }
 
 /// What the control core answers.

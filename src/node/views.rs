@@ -19,12 +19,7 @@ use super::{
 };
 use crate::{
     MILLISECOND, Nanos, SECOND,
-    control::{
-        Control, RequestId, SessionView, Summary,
-        page::Page,
-        show_nat::{NatPart, NatQuestion},
-        show_sessions::SessionQuestion,
-    },
+    control::{Control, RequestId, SessionView, Summary, page::Page},
     dataplane::{
         conntrack::{CtIndex, FanReport},
         graph::NODES,
@@ -148,16 +143,6 @@ impl Facts {
     }
 }
 
-/// The answer to a question about the NAT.
-pub(super) fn of_nat(control: &Control, question: &NatQuestion, now: Nanos) -> Result<Value, String> {
-    match question.part {
-        NatPart::Summary => to_json(control.nat_summary()),
-        NatPart::Flows => to_json(control.nat_flows(question, now)),
-        NatPart::Hosts => to_json(control.nat_hosts(question)),
-        NatPart::Ports => to_json(control.nat_ports(&question.filter)),
-    }
-}
-
 /// The answer to a topic that the control core alone can answer.
 pub(super) fn of_control(control: &Control, workers: usize, topic: Topic) -> Result<Value, String> {
     match topic {
@@ -259,27 +244,18 @@ fn latency(histograms: &Histograms) -> Vec<LatencyView> {
         .collect()
 }
 
-/// A page of sessions.
-pub(super) fn of_sessions(control: &Control, question: &SessionQuestion, now: Nanos) -> Result<Value, String> {
-    to_json(control.session_page(question, now))
-}
-
 /// An operator who asked for the paths of a page of sessions: the workers report on each one that merges here.
 pub(super) struct PathsQuestion {
     sessions: Page<SessionView>,
     waiting: HashMap<RequestId, CtIndex>,
     reports: HashMap<CtIndex, FanReport>,
     deadline: Nanos,
-    answer: oneshot::Sender<Result<Value, String>>,
+    answer: oneshot::Sender<Page<PathRow>>,
 }
 
 impl PathsQuestion {
     /// About `sessions`; what is not known at `deadline` is left out.
-    pub(super) fn new(
-        sessions: Page<SessionView>,
-        answer: oneshot::Sender<Result<Value, String>>,
-        deadline: Nanos,
-    ) -> Self {
+    pub(super) fn new(sessions: Page<SessionView>, answer: oneshot::Sender<Page<PathRow>>, deadline: Nanos) -> Self {
         Self { sessions, waiting: HashMap::new(), reports: HashMap::new(), deadline, answer }
     }
 
@@ -309,7 +285,7 @@ impl PathsQuestion {
     pub(super) fn answer(self) {
         let Page { rows: sessions, next } = &self.sessions;
         let rows = sessions.iter().flat_map(|session| rows(session, self.reports.get(&session.ct_index))).collect();
-        let _ = self.answer.send(to_json(Page::<PathRow> { rows, next: *next }));
+        let _ = self.answer.send(Page { rows, next: *next });
     }
 }
 
@@ -401,7 +377,7 @@ mod tests {
         question.take(RequestId(3), &report);
         assert!(question.is_ready(0));
         question.answer();
-        let rows = &answered.try_recv().unwrap().unwrap()["rows"];
-        assert_eq!((rows[0]["received"].as_u64(), rows[0]["missing"].as_u64()), (Some(95), Some(5)));
+        let rows = answered.try_recv().unwrap().rows;
+        assert_eq!((rows[0].received, rows[0].missing), (Some(95), Some(5)));
     }
 }

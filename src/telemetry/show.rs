@@ -267,7 +267,7 @@ impl WorkerView {
 
 /// One path of one session at this node. What arrived over it is known where paths merge: at the exit of packets
 /// from the client, at the entry of packets to it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathRow {
     /// First eight hexadecimal digits of the session's number.
     pub session: String,

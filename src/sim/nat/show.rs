@@ -90,14 +90,14 @@ fn hosts_and_ports_add_up_to_the_summary() {
 fn what_is_cleared_is_gone_and_its_ports_rest() {
     let mut nat = busy();
     let host = NatFilter { host: Some([10, 0, 0, 11].into()), ..NatFilter::default() };
-    let (cleared, next) = nat.control.clear_nat(&host, None, nat.now);
+    let (cleared, next) = nat.control.clear_nat(&host, None);
     assert_eq!((cleared, next), (u64::from(FLOWS), None));
     nat.settle();
     assert!(flows(&nat, &host, 10).is_empty());
     assert_eq!(nat.bindings(), 121);
     let ports = nat.control.nat_ports(&NatFilter::default());
     assert_eq!(ports.iter().map(|ports| ports.resting).sum::<u32>(), u32::from(FLOWS));
-    assert_eq!(nat.control.clear_nat(&host, None, nat.now).0, 0, "nothing is cleared twice");
+    assert_eq!(nat.control.clear_nat(&host, None).0, 0, "nothing is cleared twice");
     let again = crate::dataplane::testing::udp_packet((Ipv4Addr::new(10, 0, 0, 11), 5000), (SERVER, 53), b"x");
     nat.seen(&again);
     assert_eq!(flows(&nat, &host, 10).len(), 1);
