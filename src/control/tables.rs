@@ -120,7 +120,7 @@ impl Tables {
             // For all from the start: to grow would stop the control core for as long as it takes to move what is there.
             nat: Vec::with_capacity(config.bindings as usize),
             by_key: HashMap::with_capacity(config.bindings as usize),
-            shared: HashSet::new(),
+            shared: HashSet::with_capacity(if config.nat.is_endpoint_dependent { config.bindings as usize } else { 0 }),
             hosts: Hosts::new(&config.nat, &outside, worker, config.bindings),
             published,
             backlog: VecDeque::new(),

@@ -18,6 +18,7 @@ mod soak;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -95,6 +96,8 @@ pub(super) struct Nat {
     file: Gateway,
     /// The control core hears and says nothing.
     pub(super) is_stalled: bool,
+    /// The longest that the control core was busy with the events of one sweep.
+    pub(super) busy_longest: Duration,
     out: Vec<Sent>,
     /// The MAC address that the last packet went to.
     pub(super) next_hop: ethernet::Mac,
@@ -167,6 +170,7 @@ impl Nat {
             now,
             file,
             is_stalled: false,
+            busy_longest: Duration::ZERO,
             out: Vec::new(),
             next_hop: [0; 6],
         };
@@ -300,6 +304,7 @@ impl Nat {
                     self.out.push(Sent { is_to_inside: interface == INSIDE_INTERFACE, packet });
                 }
             }
+            let start = Instant::now();
             for (worker, events) in self.events.iter_mut().enumerate() {
                 while !self.is_stalled
                     && let Ok(event) = events.pop()
@@ -308,6 +313,7 @@ impl Nat {
                     self.control.on_event(worker, event, self.now);
                 }
             }
+            self.busy_longest = self.busy_longest.max(start.elapsed());
             if is_idle {
                 return std::mem::take(&mut self.out);
             }
