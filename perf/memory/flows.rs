@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ use starnet::{
 
 use crate::{
     case::Case,
+    listing::Listings,
     world::{World, identity, nat_config},
 };
 
@@ -34,39 +36,76 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Sets up half of `case.flows` flows; prints one line of JSON.
 pub(crate) fn run(case: Case) {
-    let mut world = World::new(case, 0, handoff::mesh(1).remove(0));
-    world.worker.driver().in_flight_max = WAITING;
-    let (commands, events) = world.take_rings();
-    let published = Arc::clone(&world.published);
-    let is_stopping = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&is_stopping);
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let (first, last) = (cores.first().copied(), cores.last().copied());
-    let control = std::thread::spawn(move || {
-        first.map(core_affinity::set_for_current);
-        decide(case, published, commands, events, &stop)
-    });
-    last.map(core_affinity::set_for_current);
-
-    let clock = quanta::Clock::new();
+    let mut flows = NewFlows::start(case);
     let (mut nanos, mut delivered) = (0, 0);
-    // Half of what there is room for, so that ports are not hard to find.
-    for _ in 0..case.flows / 2 / world.chunk().0 as u32 {
+    for _ in 0..flows.chunks_in_half() {
+        let (count, time) = flows.set_up();
+        delivered += count;
+        nanos += time.as_nanos();
+    }
+    assert_eq!(flows.stop().0, delivered, "a binding for each flow");
+    println!("{}", serde_json::json!({"delivered": delivered, "nanos": nanos as u64}));
+}
+
+/// A worker, and the control core in a thread of its own that sets up its flows.
+pub(crate) struct NewFlows {
+    pub(crate) world: World,
+    pub(crate) clock: quanta::Clock,
+    case: Case,
+    listings: Arc<Listings>,
+    is_stopping: Arc<AtomicBool>,
+    control: JoinHandle<u64>,
+}
+
+impl NewFlows {
+    /// No flows yet. The worker is this thread's, which has the last core.
+    pub(crate) fn start(case: Case) -> Self {
+        let mut world = World::new(case, 0, handoff::mesh(1).remove(0));
+        world.worker.driver().in_flight_max = WAITING;
+        let (commands, events) = world.take_rings();
+        let published = Arc::clone(&world.published);
+        let (listings, is_stopping) = (Arc::new(Listings::default()), Arc::new(AtomicBool::new(false)));
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let (first, last) = (cores.first().copied(), cores.last().copied());
+        let (asked, stop) = (Arc::clone(&listings), Arc::clone(&is_stopping));
+        let control = std::thread::spawn(move || {
+            first.map(core_affinity::set_for_current);
+            decide(case, published, commands, events, &asked, &stop)
+        });
+        last.map(core_affinity::set_for_current);
+        Self { world, clock: quanta::Clock::new(), case, listings, is_stopping, control }
+    }
+
+    /// What the control core is to list beside.
+    pub(crate) fn listings(&self) -> &Listings {
+        &self.listings
+    }
+
+    /// Half of what there is room for, so that ports are not hard to find.
+    pub(crate) fn chunks_in_half(&self) -> u32 {
+        self.case.flows / 2 / self.world.chunk().0 as u32
+    }
+
+    /// Sends the first packets of the next flows, a chunk of them; how many were delivered, and in which time.
+    pub(crate) fn set_up(&mut self) -> (u64, Duration) {
+        let world = &mut self.world;
         world.prepare_in_order();
-        let wanted = world.worker.driver().passed.sent + world.chunk().1;
+        let count = world.chunk().1;
+        let wanted = world.worker.driver().passed.sent + count;
         world.worker.driver().rewind();
         let start = Instant::now();
         while world.worker.driver().passed.sent < wanted {
-            world.worker.sweep(clock.delta_as_nanos(0, clock.raw()));
+            world.worker.sweep(self.clock.delta_as_nanos(0, self.clock.raw()));
             assert!(start.elapsed() < Duration::from_secs(20), "a first packet was not delivered");
         }
-        nanos += start.elapsed().as_nanos();
-        delivered += world.chunk().1;
+        (count, start.elapsed())
     }
-    is_stopping.store(true, Relaxed);
-    let made = control.join().expect("the control core ends");
-    assert_eq!(made, delivered, "a binding for each flow");
-    println!("{}", serde_json::json!({"delivered": delivered, "nanos": nanos as u64}));
+
+    /// How many bindings were made, and what was listed.
+    pub(crate) fn stop(self) -> (u64, Arc<Listings>) {
+        self.is_stopping.store(true, Relaxed);
+        (self.control.join().expect("the control core ends"), self.listings)
+    }
 }
 
 /// The control core's loop. Returns how many bindings it made.
@@ -75,6 +114,7 @@ fn decide(
     published: Arc<Published>,
     mut commands: rtrb::Producer<Command>,
     mut events: rtrb::Consumer<Event>,
+    listings: &Listings,
     is_stopping: &AtomicBool,
 ) -> u64 {
     let identity = identity(1);
@@ -104,6 +144,7 @@ fn decide(
             let Ok(event) = events.pop() else { break };
             control.on_event(0, event, now);
         }
+        listings.go_on(&control, now);
         if Instant::now() >= tick_next {
             control.on_tick(now);
             tick_next += TICK;

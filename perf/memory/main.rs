@@ -2,13 +2,14 @@
 //!
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
-//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`
-//! and `new` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`]); `setup=SESSIONS,CLIENTS` is all of
-//! [`setup`], `tags=ROUNDS` of [`tags`].
+//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`,
+//! `new` and `listing=ROUNDS` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`], [`listing`]);
+//! `setup=SESSIONS,CLIENTS` is all of [`setup`], `tags=ROUNDS` of [`tags`].
 
 mod case;
 mod flows;
 mod handover;
+mod listing;
 mod replay;
 mod setup;
 mod stall;
@@ -62,6 +63,10 @@ fn main() {
     if rounds.is_some() || is_new {
         arguments.remove(0);
     }
+    let listing = arguments.first().and_then(|first| first.strip_prefix("listing=")).map(str::to_owned);
+    if listing.is_some() {
+        arguments.remove(0);
+    }
     let once = arguments.first().and_then(|first| first.strip_prefix("packets=")).map(str::to_owned);
     if once.is_some() {
         arguments.remove(0);
@@ -73,6 +78,10 @@ fn main() {
     if let Some(rounds) = rounds {
         let rounds = rounds.parse().unwrap_or_else(|_| fail("stall=ROUNDS is a number"));
         return stall::run(case, rounds, STEADY_LOAD);
+    }
+    if let Some(rounds) = listing {
+        let rounds = rounds.parse().unwrap_or_else(|_| fail("listing=ROUNDS is a number"));
+        return listing::run(Case { is_bound: false, ..case }, rounds, STEADY_LOAD);
     }
     if is_new {
         return flows::run(Case { is_bound: false, ..case });
