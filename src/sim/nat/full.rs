@@ -1,6 +1,6 @@
 //! A worker with as many bindings as it may have: filled, listed, aged, and empty in the end.
 //!
-//! The test of 16 million wants 14 GiB and a release build, so it is asked for by name:
+//! The test of 16 million wants five GiB, some minutes and an optimised build, so it is asked for by name:
 //! `cargo test --release --lib as_many_bindings_as_a_worker_may_have -- --ignored --nocapture`. It prints memory and times,
 //! and asserts none. `STARNET_FULL_BINDINGS` has it do with fewer.
 
@@ -156,7 +156,7 @@ fn a_full_table_is_listed_aged_and_empty_in_the_end() {
 }
 
 #[test]
-#[ignore = "14 GiB"]
+#[ignore = "five GiB and some minutes"]
 fn as_many_bindings_as_a_worker_may_have_are_aged_and_none_is_left() {
     let fewer = std::env::var("STARNET_FULL_BINDINGS").ok().and_then(|number| number.parse::<NonZero<u32>>().ok());
     fill_list_and_age(fewer.map_or(CT_SLOTS_MAX as u32, NonZero::get));
