@@ -17,7 +17,7 @@ crate::telemetry::named::counters! {
     NotOurPort "not_our_port" "The destination port or ICMP identifier is outside the reserved range."
     SourceRoute "source_route" "The sender asks for a way of its choice (IPv4 source route)."
     ExtensionHeaders "extension_headers" "More extension headers of IPv6 than anybody needs."
-    Fragment "fragment" "One of several fragments, where nobody sends them (a relay packet, an ICMP error), or of IPv6, which are not translated."
+    Fragment "fragment" "One of several fragments, where nobody sends them (a relay packet, an ICMP error), or which NAT64 cannot translate alone (ICMP, or behind other extension headers)."
     FragmentOverlap "fragment_overlap" "A fragment of bytes of which some came before, or behind its packet's end."
     FragmentsFull "fragments_full" "A fragment of a packet of which too many came before the first one or with too many gaps, or while too many are held."
     FragmentTimeout "fragment_timeout" "A fragment whose packet's first one did not come in time."

@@ -224,24 +224,42 @@ mod tests {
         assert_eq!(bench.run_at(0, &[sent(1380)])[0].1.len(), 14 + 1400);
     }
 
+    /// Bytes of payload that the first one of two fragments has.
+    const FIRST: usize = 1480;
+
+    fn in_two(whole: &[u8]) -> [Vec<u8>; 2] {
+        let (header, payload) = whole.split_at(ip4::HEADER_BYTES);
+        let part = |payload: &[u8], field: u16| {
+            let mut bytes = [header, payload].concat();
+            let length = bytes.len() as u16;
+            write(&mut bytes, ip4::TOTAL_LENGTH, &length.to_be_bytes());
+            write(&mut bytes, ip4::IDENTIFICATION, &[7, 7]);
+            write(&mut bytes, ip4::FRAGMENT, &field.to_be_bytes());
+            write(&mut bytes, ip4::CHECKSUM, &[0, 0]);
+            let field = checksum::of(&bytes[..ip4::HEADER_BYTES]);
+            write(&mut bytes, ip4::CHECKSUM, &field.to_be_bytes());
+            bytes
+        };
+        [part(&payload[..FIRST], ip4::MORE_FRAGMENTS), part(&payload[FIRST..], (FIRST / 8) as u16)]
+    }
+
+    #[test]
+    fn a_ping_in_fragments_is_dropped_because_its_checksum_would_cover_a_length_that_none_tells() {
+        let mut bench = bound(ip4::ICMP);
+        let rest = [&41_000u16.to_be_bytes()[..], &[0, 1], &[9; 2000]].concat();
+        let out = bench.run_at(0, &in_two(&icmp_packet(SERVER, US, icmp::ECHO_REPLY, 0, &rest)));
+        assert_eq!((out.len(), bench.moved()), (0, vec![("nat_out2in.drop.fragment".to_owned(), 2)]));
+        // The same in one is translated.
+        let answer = icmp_packet(SERVER, US, icmp::ECHO_REPLY, 0, &rest[..1000]);
+        assert_eq!(bench.run_at(0, &[answer]).len(), 1);
+    }
+
     #[test]
     fn fragments_of_ipv4_are_fragments_of_ipv6() {
         let mut bench = bound(ip4::UDP);
         let data: Vec<u8> = (0..2400u32).map(|n| n as u8).collect();
         let whole = udp_packet((SERVER, 53), (US, 41_000), &data);
-        let part = |start: usize, end: usize, more: u16| {
-            let mut bytes = [&whole[..20], &whole[20 + start..20 + end]].concat();
-            let length = bytes.len() as u16;
-            write(&mut bytes, ip4::TOTAL_LENGTH, &length.to_be_bytes());
-            write(&mut bytes, ip4::IDENTIFICATION, &[7, 7]);
-            write(&mut bytes, ip4::FRAGMENT, &(more | (start / 8) as u16).to_be_bytes());
-            write(&mut bytes, ip4::CHECKSUM, &[0, 0]);
-            let field = checksum::of(&bytes[..20]);
-            write(&mut bytes, ip4::CHECKSUM, &field.to_be_bytes());
-            bytes
-        };
-        let sent = [part(0, 1480, ip4::MORE_FRAGMENTS), part(1480, 2408, 0)];
-        let out = bench.run_at(0, &sent);
+        let out = bench.run_at(0, &in_two(&whole));
         assert_eq!(bench.moved(), []);
         let mut expected = udp6_packet((name(SERVER), 53), (INSIDE6, 1000), &data);
         expected[ip6::HOP_LIMIT] -= 1;

@@ -1,7 +1,7 @@
 //! Checks the tables of requirements in `docs/NAT.md`: tests that are named there exist, no requirement is without one, and
 //! no test is without its row.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 const DOCUMENT: &str = include_str!("../../../docs/NAT.md");
 
@@ -13,6 +13,13 @@ const TABLES: [(&str, [&str; 2]); 6] = [
     ("### RFC 7857", [include_str!("rfc7857.rs"), include_str!("../../../tests/nat/rfc7857.rs")]),
     ("### RFC 6888", [include_str!("rfc6888.rs"), include_str!("../../../tests/nat/rfc6888.rs")]),
     ("### Bugs others shipped", [include_str!("shipped.rs"), include_str!("../../../tests/nat/shipped.rs")]),
+];
+
+/// Files whose every test stands in the section about IPv6, whose tests may be anybody's.
+const FILES_OF_IPV6: [&str; 3] = [
+    include_str!("rfc6146.rs"),
+    include_str!("../../../tests/e2e/gateway6.rs"),
+    include_str!("../../../tests/e2e/overlay6.rs"),
 ];
 
 /// The cells of a section's rows, without the heading.
@@ -28,9 +35,28 @@ fn names(cell: &'static str) -> Vec<&'static str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-fn tests(source: &'static str) -> BTreeSet<&'static str> {
-    let after = source.split("#[test]\nfn ").skip(1);
-    after.map(|rest| rest.split('(').next().expect("there is always a first part")).collect()
+/// The tests of a file, or of its module of tests.
+fn tests(source: &str) -> BTreeSet<&str> {
+    let after = source.split("#[test]\n").skip(1);
+    let named = after.filter_map(|rest| rest.trim_start().strip_prefix("fn ")?.split('(').next());
+    named.collect()
+}
+
+/// Adds what is in the Rust files of a folder.
+fn read_sources(folder: &Path, sources: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            _ if path.is_dir() => read_sources(&path, sources),
+            Some(extension) if extension == "rs" => *sources += &fs::read_to_string(&path).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+/// True for what no field, file or type is called: tests are named by sentences.
+fn is_sentence(name: &str) -> bool {
+    name.matches('_').count() > 2 && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
 #[test]
@@ -60,4 +86,37 @@ fn every_requirement_has_tests_and_every_test_its_requirement() {
             assert!(missing.is_empty() && unnamed.is_empty(), "{heading}: missing {missing:?}, unnamed {unnamed:?}");
         }
     }
+}
+
+#[test]
+fn every_row_about_ipv6_has_tests_and_every_test_its_row() {
+    let mut named = BTreeSet::new();
+    for row in rows("## IPv6") {
+        let [requirement, _, cell] = row[..] else { panic!("not three cells: {row:?}") };
+        assert!(!names(cell).is_empty(), "{requirement}: no test");
+        named.extend(names(cell));
+    }
+    for source in FILES_OF_IPV6 {
+        let tests = tests(source);
+        let unnamed: Vec<_> = tests.difference(&named).collect();
+        assert!(!tests.is_empty() && unnamed.is_empty(), "unnamed {unnamed:?}");
+    }
+}
+
+#[test]
+fn every_test_and_file_that_the_document_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    for folder in ["src", "tests"] {
+        read_sources(&root.join(folder), &mut sources);
+    }
+    let tests = tests(&sources);
+    let missing: Vec<_> = names(DOCUMENT)
+        .into_iter()
+        .filter(|name| match name {
+            name if name.starts_with("src/") || name.starts_with("tests/") => !root.join(name).exists(),
+            name => is_sentence(name) && !tests.contains(name),
+        })
+        .collect();
+    assert!(tests.len() > 500 && missing.is_empty(), "missing {missing:?}");
 }
