@@ -45,7 +45,8 @@ impl Order {
             Self::Reload => Some(read(facts)?),
             Self::Drain(_) => None,
         };
-        let counts = gateway.as_ref().map(|gateway| (gateway.mappings.len(), gateway.exempt.len()));
+        let counts =
+            gateway.as_ref().map(|gateway| (gateway.mappings.len(), gateway.exempt.len() + gateway.exempt6.len()));
         control.send(match (self, gateway) {
             (Self::Drain(is_draining), _) => Input::Drain { is_draining, answer },
             (Self::Reload, gateway) => Input::Gateway { gateway: gateway.unwrap_or_default(), answer },

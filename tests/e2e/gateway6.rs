@@ -1,11 +1,17 @@
 //! The gateway and hosts of IPv6: they reach servers of IPv6 by its outside address (NAPT66), and servers of IPv4 by
 //! their names in the well-known prefix (NAT64), with the programs that people use.
 
-use std::net::Ipv6Addr;
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
 
 use crate::{
     servers6::{DNS6, DNS64, WWW6, WWW64, dig, echo_in_fragments, run},
-    support::{Testbed, WWW, ask, noise, text},
+    support::{STARNET, Testbed, WWW, ask, eventually, noise, text},
 };
 
 const OUTSIDE: &str = "198.18.1.1";
@@ -98,4 +104,70 @@ fn what_a_server_refuses_is_heard_at_once() {
         let said = testbed.run("alice", &["nc", "-6", "-w", "5", "-z", "-v", server, "7001"]);
         assert!(text(&said.stderr).contains("refused"), "{server}: {}", text(&said.stderr));
     }
+}
+
+#[test]
+fn exempt_networks_follow_the_file_and_other_flows_go_on() {
+    const INSIDE: &str = "2001:db8:1::2";
+    let testbed = Testbed::up("exempt6", "gateway6");
+    let [inside, outside, www, www64, dns] =
+        [INSIDE, OUTSIDE6, WWW6, WWW64, DNS6].map(|address| address.parse::<Ipv6Addr>().unwrap());
+    run(&testbed, "router", &["ip", "-6", "route", "add", "2001:db8:1::/64", "via", "2001:db8:f0::2"]);
+
+    // Flows that the change is not about: connections of both families, and a mapping that a server knows.
+    testbed.tcp_echo("www", (Ipv6Addr::UNSPECIFIED, 7001));
+    let connections = [www, www64].map(|server| testbed.connect("alice", (server, 7001)).unwrap());
+    let watcher = testbed.udp("www", (www, 7000));
+    let mapped = testbed.udp("alice", (inside, 6000));
+    let seen_by_www = || {
+        mapped.send_to(b"who am I?", (www, 7000)).unwrap();
+        watcher.recv_from(&mut [0; 100]).unwrap().1
+    };
+    let before = seen_by_www();
+    assert_eq!(before.ip(), IpAddr::from(outside));
+    let others_go_on = || {
+        for mut stream in &connections {
+            let mut back = [0; 18];
+            stream.write_all(b"a flow from before").unwrap();
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!(&back, b"a flow from before");
+        }
+        assert_eq!(seen_by_www(), before);
+    };
+
+    // The one that it is about.
+    let server = testbed.udp("dns", (dns, 7000));
+    let alice = testbed.udp("alice", (inside, 5000));
+    let is_seen_as = |address: Ipv6Addr| {
+        alice.send_to(b"who am I?", (dns, 7000)).unwrap();
+        let (_, seen) = server.recv_from(&mut [0; 100]).unwrap();
+        (seen.ip() == IpAddr::from(address)).then_some(seen)
+    };
+    assert!(is_seen_as(outside).is_some());
+
+    let file = testbed.directory().join("config/gateway.toml");
+    let without = std::fs::read_to_string(&file).unwrap();
+    let with = without.replace("addresses6 =", "exempt6 = [\"2001:db8:53::/64\"]\naddresses6 =");
+    assert_ne!(with, without);
+    std::fs::write(&file, &with).unwrap();
+    let socket = testbed.directory().join("run/gateway.sock");
+    let said = run(&testbed, "gateway", &[STARNET, "reload", "--socket", socket.to_str().unwrap()]);
+    assert!(said.starts_with("reloaded: 0 static mappings, 1 exempt networks"), "{said}");
+    eventually("the exempt network to see alice as she is", || is_seen_as(inside));
+    // Who is exempt may speak first.
+    let listener = testbed.udp("alice", (inside, 5001));
+    listener.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let hears = |from: &UdpSocket| {
+        from.send_to(b"hello", (inside, 5001)).unwrap();
+        listener.recv_from(&mut [0; 100]).ok()
+    };
+    eventually("alice to be reached as she is", || hears(&server));
+    others_go_on();
+    assert!(hears(&watcher).is_none(), "who is not exempt does not reach her");
+
+    // SIGHUP is the same.
+    std::fs::write(&file, &without).unwrap();
+    testbed.signal("gateway", Signal::SIGHUP);
+    eventually("the network to see the gateway's address again", || is_seen_as(outside));
+    others_go_on();
 }
