@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 /// Places of the tables that one question looks at.
-pub(super) const SCAN: usize = 1 << 16;
+pub(super) const SCAN: usize = 1 << 14;
 
 /// Rows of one answer.
 pub const ROWS_MAX: usize = 1000;
