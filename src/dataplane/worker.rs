@@ -212,8 +212,11 @@ impl<D: Driver> Worker<D> {
         let commands = self.apply_commands();
         self.answer_held_syns();
         self.release_fragments();
-        self.take_handed_over();
+        // Half of the room first: what others are flooded with must not keep out what comes in here, nor the reverse.
+        self.from_first = (self.from_first + 1) % self.from_workers.len().max(1);
+        self.take_handed_over(self.room() / 2);
         self.receive();
+        self.take_handed_over(0);
         let packets = PACKET_SLOTS - self.context.free.count();
         if packets > 0 {
             let received = self.clock.raw();
@@ -484,11 +487,9 @@ impl<D: Driver> Worker<D> {
         self.context.published.worker.bindings_used.store(self.context.bindings.used() as u64, Relaxed);
     }
 
-    /// Half of the room at most, and every worker has its turn: what others are flooded with must not keep out what comes in
-    /// here.
-    fn take_handed_over(&mut self) {
-        let (workers, kept) = (self.from_workers.len(), self.room() / 2);
-        self.from_first = (self.from_first + 1) % workers.max(1);
+    /// As long as there is more room than is `kept`; every worker has its turn to be the first.
+    fn take_handed_over(&mut self, kept: usize) {
+        let workers = self.from_workers.len();
         for step in 0..workers {
             let from = (self.from_first + step) % workers;
             while self.room() > kept && !self.context.spare.is_empty() {
