@@ -57,22 +57,27 @@ impl Place {
     fn open(&self) -> Result<OwnedFd, Box<dyn std::error::Error>> {
         let namespace = File::open(format!("/run/netns/{}", self.namespace))?;
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let opened = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-        let at = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: (libc::ETH_P_IP as u16).to_be(),
-            sll_ifindex: if_nametoindex(self.interface.as_str())? as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: a complete `sockaddr_ll` that lives through the call, with its own length.
-        let at = unsafe { LinkAddr::from_raw((&raw const at).cast(), Some(size_of_val(&at) as u32)) };
-        nix::sys::socket::bind(opened.as_raw_fd(), &at.ok_or("no link address")?)?;
-        Ok(opened)
+        packet_socket(&self.interface)
     }
+}
+
+/// A packet socket on an interface of this thread's namespace, for whole frames of IPv4.
+pub(crate) fn packet_socket(interface: &str) -> Result<OwnedFd, Box<dyn std::error::Error>> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let opened = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+    let at = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_ifindex: if_nametoindex(interface)? as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: a complete `sockaddr_ll` that lives through the call, with its own length.
+    let at = unsafe { LinkAddr::from_raw((&raw const at).cast(), Some(size_of_val(&at) as u32)) };
+    nix::sys::socket::bind(opened.as_raw_fd(), &at.ok_or("no link address")?)?;
+    Ok(opened)
 }
 
 /// Prints how many came, how many did not, and percentiles in nanoseconds.

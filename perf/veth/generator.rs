@@ -1,10 +1,6 @@
 //! Sends prepared frames without ever leaving the kernel.
 
-use std::{
-    path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
 use aya::{EbpfLoader, TestRun, TestRunAttrs, TestRunOptions, maps::Array, programs::Xdp};
 use nix::net::if_::if_nametoindex;
@@ -17,11 +13,8 @@ use crate::{
 /// Frames that are made before they are sent together. The ring between the two ends of a veth holds 256.
 const BATCH: u32 = 64;
 
-/// A generator that came later than this does not make up for it: that would be a burst.
-const LATE: Duration = Duration::from_millis(10);
-
 /// Says when it begins. Does not end by itself: a call takes so many frames that it is over after hours, and a signal ends it.
-pub(crate) fn run(interface: &str, file: &Path, rate: Option<u32>) -> Outcome {
+pub(crate) fn run(interface: &str, file: &Path) -> Outcome {
     let frames = Frames::load(file)?;
     let index = if_nametoindex(interface).map_err(|error| format!("{interface}: {error}"))?;
     let (size, count) = (frames.size as u32, frames.iter().count() as u32);
@@ -41,29 +34,12 @@ pub(crate) fn run(interface: &str, file: &Path, rate: Option<u32>) -> Outcome {
     program.load()?;
     println!("sending");
     let template = vec![0; frames.size];
-    let send = |repeat: u32| {
+    loop {
         program.test_run(TestRunOptions {
             data_in: Some(&template),
-            repeat,
+            repeat: i32::MAX as u32,
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::new()
-        })
-    };
-    let Some(rate) = rate else {
-        loop {
-            send(i32::MAX as u32)?;
-        }
-    };
-    // Sleeps in between: others want this processor, too.
-    let interval = Duration::from_secs(1) * BATCH / rate;
-    let mut due = Instant::now();
-    loop {
-        send(BATCH)?;
-        due += interval;
-        let now = Instant::now();
-        if now > due + LATE {
-            due = now;
-        }
-        sleep(due.saturating_duration_since(now));
+        })?;
     }
 }

@@ -10,6 +10,7 @@ mod frames;
 mod generator;
 mod relay;
 mod sink;
+mod steady;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -70,7 +71,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Frames { file, flows } => flows.write(&file),
         Command::Relay { file, relay } => relay.run(&file),
-        Command::Generate { interface, file, rate } => generator::run(&interface, &file, rate),
+        Command::Generate { interface, file, rate: None } => generator::run(&interface, &file),
+        Command::Generate { interface, file, rate: Some(rate) } => steady::run(&interface, &file, rate),
         Command::Sink { interface } => sink::run(&interface),
         Command::Delay(arguments) => delay::run(&arguments),
     };
