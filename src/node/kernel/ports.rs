@@ -8,6 +8,9 @@ use std::{
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
+/// What the kernel chooses from.
+const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
 /// A set of ports, as the sysctl writes it: `8080,40000-49999`.
 #[derive(Clone, PartialEq, Eq)]
 struct Ports(Vec<bool>);
@@ -82,7 +85,19 @@ pub fn release_ports(added: &str) {
 /// reserved by others stay, also when this reservation ends. Where the list cannot be written (a read-only /proc,
 /// no privilege) a warning says what to do, and the node can run all the same.
 pub fn reserve_ports(first: u16, last: u16) -> ReservedPorts {
+    if fs::read_to_string(LOCAL_RANGE).is_ok_and(|range| leaves_none(&range, first, last)) {
+        tracing::warn!(
+            "the ports {first}-{last} leave this machine none for connections of its own; \
+             choose fewer (node.ports), or others for the machine: sysctl -w net.ipv4.ip_local_port_range=..."
+        );
+    }
     reserve_in(PathBuf::from(SYSCTL), first, last)
+}
+
+/// True where all ports of the range that the kernel chooses from, as the sysctl writes it, are among these.
+fn leaves_none(local_range: &str, first: u16, last: u16) -> bool {
+    let mut ends = local_range.split_whitespace().map(str::parse::<u16>);
+    matches!((ends.next(), ends.next()), (Some(Ok(low)), Some(Ok(high))) if first <= low && high <= last)
 }
 
 fn reserve_in(sysctl: PathBuf, first: u16, last: u16) -> ReservedPorts {
@@ -162,6 +177,15 @@ mod tests {
         assert_eq!(fs::read_to_string(&sysctl).unwrap(), "80,40000-40009,50000-50009\n");
         drop(second);
         assert_eq!(fs::read_to_string(&sysctl).unwrap(), "80,40000-40009\n");
+    }
+
+    #[test]
+    fn a_range_that_leaves_the_machine_no_port_is_known() {
+        assert!(leaves_none("32768\t60999\n", 1024, 65535));
+        assert!(leaves_none("32768\t60999\n", 32768, 60999));
+        assert!(!leaves_none("32768\t60999\n", 32769, 65535));
+        assert!(!leaves_none("32768\t60999\n", 1024, 60998));
+        assert!(!leaves_none("nonsense", 1024, 65535));
     }
 
     #[test]
