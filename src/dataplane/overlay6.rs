@@ -138,9 +138,7 @@ fn the_exit_tells_the_client_what_it_cannot_send_on() {
         assert_eq!((header.source, header.destination), (US6, INSIDE6));
         assert_eq!((got[40], got[41], &got[48..]), (kind, code, &packet[..]));
     }
-    let mut forwarding = exit.bench.worker.context().routes.forwarding().clone();
-    forwarding.interfaces[0].mtu = 1340;
-    exit.bench.tell(Command::SetForwarding(Box::new(forwarding)));
+    exit.bench.change_forwarding(|forwarding| forwarding.interfaces[0].mtu = 1340);
     while exit.bench.events.pop().is_ok() {}
     let got = exit.told(&udp6_packet((INSIDE6, 1000), (SERVER6, 53), &[7; 1300]));
     assert_eq!((got[40], read_u32(&got, 44), got.len()), (icmp6::PACKET_TOO_BIG, 1340, 1280));

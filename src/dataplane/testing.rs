@@ -131,6 +131,14 @@ impl Bench {
         self.worker.sweep(self.now);
     }
 
+    /// The worker is told tables that differ from those it has.
+    pub(crate) fn change_forwarding(&mut self, change: impl FnOnce(&mut Forwarding)) {
+        let mut forwarding = self.worker.context().routes.forwarding().clone();
+        change(&mut forwarding);
+        self.tell(Command::SetForwarding(Box::new(forwarding)));
+        while self.events.pop().is_ok() {}
+    }
+
     /// Packets come in, one sweep passes; what goes out.
     pub(crate) fn run(&mut self, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
         self.before = self.counters();

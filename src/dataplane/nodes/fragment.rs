@@ -182,9 +182,7 @@ mod tests {
     fn parts_leave_in_order_with_the_options_that_belong_to_each() {
         let mut bench = Bench::new();
         bench.gateway();
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[2].mtu = 600;
-        bench.tell(crate::dataplane::command::Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 600);
         // Security (copied) and record route (not copied), padded.
         let options = [0x82, 4, 9, 9, 7, 7, 4, 0, 0, 0, 0, 0];
         let data: Vec<u8> = (0..1400u32).map(|n| n as u8).collect();
@@ -203,9 +201,7 @@ mod tests {
     fn a_fragment_behind_the_end_of_the_largest_packet_is_dropped() {
         let mut bench = Bench::new();
         bench.gateway();
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[2].mtu = 600;
-        bench.tell(crate::dataplane::command::Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 600);
         let part_at = |offset: u16| {
             let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
             write(&mut part, ip4::FRAGMENT, &offset.to_be_bytes());
@@ -225,9 +221,7 @@ mod tests {
     fn a_part_is_cut_again_and_keeps_its_place() {
         let mut bench = Bench::new();
         bench.gateway();
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[2].mtu = 600;
-        bench.tell(crate::dataplane::command::Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 600);
         let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
         write(&mut part, ip4::FRAGMENT, &(ip4::MORE_FRAGMENTS | 100).to_be_bytes());
         write(&mut part, ip4::CHECKSUM, &[0, 0]);

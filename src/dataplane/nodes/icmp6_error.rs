@@ -155,10 +155,7 @@ mod tests {
 
     /// Has a packet wait in vain for its next hop behind `interface`; what is sent then.
     fn in_vain(bench: &mut Bench, deaf: u8, packet: Vec<u8>) -> Vec<Vec<u8>> {
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.adjacencies6.retain(|adjacency| adjacency.interface != deaf);
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
-        while bench.events.pop().is_ok() {}
+        bench.change_forwarding(|forwarding| forwarding.adjacencies6.retain(|adjacency| adjacency.interface != deaf));
         assert!(bench.run(&[packet]).is_empty());
         let Ok(Event::Punt { waiting, cause: PuntCause::NoAdjacency { .. } }) = bench.events.pop() else {
             panic!("it does not wait for a next hop: {:?}", bench.moved())

@@ -184,10 +184,9 @@ mod tests {
     }
 
     fn forget(bench: &mut Bench, interface: u8) {
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.adjacencies.retain(|adjacency| adjacency.interface != interface);
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
-        while bench.events.pop().is_ok() {}
+        bench.change_forwarding(|forwarding| {
+            forwarding.adjacencies.retain(|adjacency| adjacency.interface != interface)
+        });
     }
 
     #[test]

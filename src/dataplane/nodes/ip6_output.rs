@@ -40,19 +40,12 @@ mod tests {
     use crate::{
         dataplane::{
             command::{Command, Event, PuntCause},
-            forwarding::{Adjacency, Forwarding},
+            forwarding::Adjacency,
             testing::*,
             testing6::*,
         },
         wire::ip6,
     };
-
-    fn changed(bench: &mut Bench, change: impl Fn(&mut Forwarding)) {
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        change(&mut forwarding);
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
-        while bench.events.pop().is_ok() {}
-    }
 
     #[test]
     fn a_packet_to_an_unresolved_neighbour_waits_for_it() {
@@ -62,7 +55,7 @@ mod tests {
         assert!(bench.run_at6(1, std::slice::from_ref(&sent)).is_empty());
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
         assert_eq!(cause, PuntCause::NoAdjacency { interface: 7, next_hop: unknown.into() });
-        changed(&mut bench, |f| {
+        bench.change_forwarding(|f| {
             f.adjacencies6.push(Adjacency { next_hop: unknown, mac: [6; 6], interface: 2 });
             f.adjacencies6.sort_unstable_by_key(|a| (a.interface, a.next_hop));
         });
@@ -74,7 +67,7 @@ mod tests {
     #[test]
     fn an_interface_that_is_down_drops_by_reason() {
         let mut bench = Bench::gateway6();
-        changed(&mut bench, |f| f.interfaces[2].is_up = false);
+        bench.change_forwarding(|f| f.interfaces[2].is_up = false);
         let sent = udp6_packet((INSIDE6, 1000), (NEIGHBOUR6, 53), b"x");
         assert!(bench.run_at6(1, &[sent]).is_empty());
         assert_eq!(bench.moved(), [("ip6_output.drop.interface_down".to_owned(), 1)]);

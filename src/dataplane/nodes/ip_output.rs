@@ -39,7 +39,7 @@ mod tests {
     use crate::dataplane::{
         command::{Command, Event, PuntCause},
         conntrack::{CtIndex, Link, Role},
-        forwarding::{Adjacency, Forwarding},
+        forwarding::Adjacency,
         testing::*,
     };
 
@@ -55,13 +55,6 @@ mod tests {
         });
     }
 
-    fn changed(bench: &mut Bench, change: impl Fn(&mut Forwarding)) {
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        change(&mut forwarding);
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
-        while bench.events.pop().is_ok() {}
-    }
-
     #[test]
     fn a_packet_to_an_unresolved_neighbour_waits_for_it() {
         let mut bench = Bench::new();
@@ -69,7 +62,7 @@ mod tests {
         assert!(bench.run(&[Relayed::up(1, 1, vec![]).frame()]).is_empty());
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
         assert_eq!(cause, PuntCause::NoAdjacency { interface: 5, next_hop: UNRESOLVED.into() });
-        changed(&mut bench, |f| {
+        bench.change_forwarding(|f| {
             f.adjacencies.push(Adjacency { next_hop: UNRESOLVED, mac: [6; 6], interface: 0 });
             f.adjacencies.sort_unstable_by_key(|a| (a.interface, a.next_hop));
         });
@@ -84,9 +77,9 @@ mod tests {
         to(&mut bench, std::net::Ipv4Addr::new(203, 0, 113, 1));
         bench.expect_drop(Relayed::up(1, 1, vec![]).frame(), "ip_output.drop.no_route");
         to(&mut bench, DOWNSTREAM);
-        changed(&mut bench, |f| f.interfaces[0].mtu = 100);
+        bench.change_forwarding(|f| f.interfaces[0].mtu = 100);
         bench.expect_drop(Relayed::up(1, 2, vec![0; 100]).frame(), "ip_output.drop.too_big");
-        changed(&mut bench, |f| f.interfaces[0].is_up = false);
+        bench.change_forwarding(|f| f.interfaces[0].is_up = false);
         bench.expect_drop(Relayed::up(1, 3, vec![]).frame(), "ip_output.drop.interface_down");
     }
 }

@@ -123,7 +123,6 @@ fn grown(header: &ip4::Header) -> usize {
 mod tests {
     use crate::{
         dataplane::{
-            command::Command,
             nat::{Prefix64, Translation},
             testing::*,
             testing6::*,
@@ -207,9 +206,7 @@ mod tests {
     }
 
     fn narrow(bench: &mut Bench, mtu: u16) {
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[1].mtu = mtu;
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[1].mtu = mtu);
     }
 
     #[test]

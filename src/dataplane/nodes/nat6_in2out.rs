@@ -491,9 +491,7 @@ mod tests {
     fn a_packet_that_is_too_big_for_ipv4_is_told_the_size_that_ipv6_counts_in() {
         let mut bench = Bench::gateway6();
         bench.bind6(Translation::Nat64, ip4::UDP, 1000, 41_000);
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[0].mtu = 1400;
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[0].mtu = 1400);
         let sent = |bytes: usize| udp6_packet((INSIDE6, 1000), (name(SERVER), 53), &vec![7; bytes - 48]);
         let (interface, got) = out(&mut bench, &sent(1421));
         assert_eq!((interface, got[40], got[41], read_u32(&got, 44)), (1, icmp6::PACKET_TOO_BIG, 0, 1420));

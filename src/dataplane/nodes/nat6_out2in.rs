@@ -135,7 +135,6 @@ mod tests {
     use super::*;
     use crate::{
         dataplane::{
-            command::Command,
             handoff::mesh,
             nat::{Translation, held_syns::HOLD},
             testing::*,
@@ -199,9 +198,7 @@ mod tests {
     #[test]
     fn what_is_too_big_or_too_old_for_the_way_to_the_host_is_told() {
         let mut bench = bound(ip4::UDP);
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[1].mtu = 1280;
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[1].mtu = 1280);
         let big = udp6_packet((SERVER6, 53), (US6, PORT6), &[7; 1400]);
         let mut late = udp6_packet((SERVER6, 53), (US6, PORT6), b"late");
         late[ip6::HOP_LIMIT] = 1;

@@ -321,9 +321,7 @@ mod tests {
     fn a_hairpinned_packet_too_big_for_the_way_back_is_answered() {
         let mut bench = Bench::new();
         bench.gateway();
-        let mut forwarding = bench.worker.context().routes.forwarding().clone();
-        forwarding.interfaces[2].mtu = 1400;
-        bench.tell(Command::SetForwarding(Box::new(forwarding)));
+        bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 1400);
         bench.bind_for(Owner::INSIDE, ip4::UDP, 1000, 41_000, None);
         let neighbour = BindingInit {
             owner: Owner::INSIDE,
