@@ -250,15 +250,11 @@ impl Reassembly {
 
 /// Which place of a full row goes to `newcomer`.
 fn victim(row: &[Place], newcomer: &Key) -> usize {
-    let is_same_source =
-        |place: &Place, key: &Key| place.key.is_some_and(|k| (k.source, k.slot) == (key.source, key.slot));
-    let packets_of = |key: &Key| {
-        let has = row.iter().filter(|place| is_same_source(place, key)).count();
-        has + usize::from((key.source, key.slot) == (newcomer.source, newcomer.slot))
-    };
-    let taken = row.iter().enumerate().filter_map(|(at, place)| Some((at, place.key.as_ref()?, place.due)));
-    let order = |key: &Key, due: Nanos| (packets_of(key), std::cmp::Reverse(due));
-    taken.max_by_key(|(_, key, due)| order(key, *due)).map_or(0, |(at, ..)| at)
+    let sender = |place: &Place| place.key.map(|key| (key.source, key.slot));
+    let newcomers = Some((newcomer.source, newcomer.slot));
+    let packets_of = |who| row.iter().filter(|place| sender(place) == who).count() + usize::from(who == newcomers);
+    let order = |at: &usize| (packets_of(sender(&row[*at])), std::cmp::Reverse(row[*at].due));
+    (0..row.len()).max_by_key(order).unwrap_or(0)
 }
 
 /// The bytes of a packet that have come: ranges with gaps between them, ascending.
@@ -423,23 +419,21 @@ mod tests {
     #[test]
     fn who_shares_a_row_with_a_flood_has_a_fair_part_of_it() {
         let mut table = Reassembly::new([1; 16]);
-        // Of so many sources some share the row of source 1.
-        let others = 2..500;
-        let part_of = |source| key(source, 7);
         for n in 0..100 {
             table.take(n, &key(1, n as u32), part(0, 8, false), Some(PORTS), &packet(0));
         }
         assert_eq!(table.used(), ROW);
-        for source in others.clone() {
+        // Of so many sources some share the row of source 1.
+        for source in 2..500 {
             for n in 0..3 {
                 table.take(100, &key(1, n), part(0, 8, false), Some(PORTS), &packet(0));
             }
-            let fate = table.take(100, &part_of(source), part(0, 8, false), Some(PORTS), &packet(0));
+            let fate = table.take(100, &key(source, 7), part(0, 8, false), Some(PORTS), &packet(0));
             assert_eq!(fate, Fate::Go(PORTS));
             for n in 0..3 {
                 table.take(100, &key(1, 10 + n), part(0, 8, false), Some(PORTS), &packet(0));
             }
-            let fate = table.take(100, &part_of(source), part(8, 16, true), None, &packet(0));
+            let fate = table.take(100, &key(source, 7), part(8, 16, true), None, &packet(0));
             assert_eq!((fate, table.used() <= ROW), (Fate::Go(PORTS), true), "source {source}");
         }
     }

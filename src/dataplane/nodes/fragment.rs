@@ -146,6 +146,16 @@ mod tests {
         ip
     }
 
+    /// A thousand bytes of a larger packet; where they belong is `field`.
+    fn part_at(field: u16) -> Vec<u8> {
+        let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
+        write(&mut part, ip4::FRAGMENT, &field.to_be_bytes());
+        write(&mut part, ip4::CHECKSUM, &[0, 0]);
+        let sum = checksum::of(&part[..20]);
+        write(&mut part, ip4::CHECKSUM, &sum.to_be_bytes());
+        part
+    }
+
     /// Puts parts together that came in order; their headers must be right.
     fn together(parts: &[&[u8]]) -> Vec<u8> {
         let mut payload = Vec::new();
@@ -202,14 +212,6 @@ mod tests {
         let mut bench = Bench::new();
         bench.gateway();
         bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 600);
-        let part_at = |offset: u16| {
-            let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
-            write(&mut part, ip4::FRAGMENT, &offset.to_be_bytes());
-            write(&mut part, ip4::CHECKSUM, &[0, 0]);
-            let field = checksum::of(&part[..20]);
-            write(&mut part, ip4::CHECKSUM, &field.to_be_bytes());
-            part
-        };
         let last = (65_535 - 1000) / 8;
         assert_eq!(bench.run_at(1, &[part_at(last)]).len(), 2);
         assert_eq!(bench.moved(), []);
@@ -222,12 +224,7 @@ mod tests {
         let mut bench = Bench::new();
         bench.gateway();
         bench.change_forwarding(|forwarding| forwarding.interfaces[2].mtu = 600);
-        let mut part = may_be_fragmented(packet(INSIDE, NEIGHBOUR, ip4::UDP, &[5; 1000]), &[]);
-        write(&mut part, ip4::FRAGMENT, &(ip4::MORE_FRAGMENTS | 100).to_be_bytes());
-        write(&mut part, ip4::CHECKSUM, &[0, 0]);
-        let field = checksum::of(&part[..20]);
-        write(&mut part, ip4::CHECKSUM, &field.to_be_bytes());
-        let out = bench.run_at(1, &[part]);
+        let out = bench.run_at(1, &[part_at(ip4::MORE_FRAGMENTS | 100)]);
         let fields: Vec<_> =
             out.iter().map(|(_, frame)| read_u16(&frame[ethernet::HEADER_BYTES..], ip4::FRAGMENT)).collect();
         assert_eq!(fields, [ip4::MORE_FRAGMENTS | 100, ip4::MORE_FRAGMENTS | (100 + 576 / 8)]);
