@@ -59,6 +59,8 @@ pub struct Packet {
     pub fragment: Fragment,
     /// Of a fragment: source and destination port of its packet.
     pub ports: (u16, u16),
+    /// Of a fragment: which use of its slot it belongs to, for the slot may be another session's once it was held.
+    pub generation: u16,
 }
 
 /// What is known of a packet's being a fragment.
@@ -100,6 +102,7 @@ impl Packet {
         handoffs: 0,
         fragment: Fragment::No,
         ports: (0, 0),
+        generation: 0,
     };
 
     /// In place of a slot: the packet belongs to no session but to the gateway ([`Owner::INSIDE`]).

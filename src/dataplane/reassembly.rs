@@ -51,6 +51,8 @@ pub struct Key {
     pub node: NodeId,
     /// The session it came from, for packets of the overlay.
     pub slot: u32,
+    /// Which use of that slot: another session's fragments are not this one's.
+    pub generation: u16,
 }
 
 /// Which bytes of the packet's payload a fragment is: from the first to one past the last.
@@ -324,6 +326,7 @@ mod tests {
             protocol: ip4::UDP,
             node: NodeId::NatIn2out,
             slot: 0,
+            generation: 0,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Path: ip4_input | ip6_input | gateway_input | gateway6_input | exit_up | handoff -> here -> nat_in2out | nat_out2in, or
 //! their like of IPv6 | handoff | held | drop.
-//! Reads: l3, slot, from_inside, fragment. Writes: l4, protocol, length, fragment, ports.
+//! Reads: l3, slot, from_inside, fragment. Writes: l4, protocol, length, fragment, ports, generation.
 //!
 //! The fragments of a packet from inside are all at the worker that owns their host or session. Those of a packet from
 //! outside meet at a worker that is chosen by what they have in common, since only the first one tells who owns its
@@ -46,10 +46,13 @@ fn sv_reassembly(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
 fn decide(context: &mut Context, frames: &mut Frames, slot: usize) -> Option<Verdict> {
     let is_ip6 = context.packets[slot].ip(frames).first().is_some_and(|first| first >> 4 == 6);
     let next = nat_of(&context.packets[slot], is_ip6);
+    let generation = generation_of(context, &context.packets[slot]);
     if context.packets[slot].fragment != Fragment::No {
-        // It was held, and its first one has come.
-        return Some(Verdict::Next(next));
+        // It was held, and its first one has come; meanwhile its slot may have become another session's.
+        let is_stale = context.packets[slot].generation != generation;
+        return Some(if is_stale { Verdict::Drop(Reason::StaleGeneration) } else { Verdict::Next(next) });
     }
+    context.packets[slot].generation = generation;
     let read = if is_ip6 { read6 } else { read4 };
     let (key, part) = match read(&mut context.packets[slot], frames, next) {
         Ok(read) => read,
@@ -92,13 +95,22 @@ fn nat_of(packet: &Packet, is_ip6: bool) -> NodeId {
     }
 }
 
+/// Which use of its slot a packet belongs to; zero for one of the gateway, or from outside.
+fn generation_of(context: &Context, packet: &Packet) -> u16 {
+    match packet.from_inside && packet.slot != Packet::NO_SLOT {
+        true => context.slots[packet.slot as usize].generation,
+        false => 0,
+    }
+}
+
 /// Which packet it is of, and which part; `node` will translate it.
 fn read4(packet: &mut Packet, frames: &mut Frames, node: NodeId) -> Result<(Key, Part), Reason> {
     let header = ip4_input::check(packet, frames)?;
     let part = Part::of(&header).ok_or(Reason::BadLength)?;
     let identification = read_u16(packet.ip(frames), ip4::IDENTIFICATION).into();
     let (source, destination) = (header.source.into(), header.destination.into());
-    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot: packet.slot }, part))
+    let Packet { slot, generation, .. } = *packet;
+    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot, generation }, part))
 }
 
 /// The same of IPv6.
@@ -107,7 +119,8 @@ fn read6(packet: &mut Packet, frames: &mut Frames, node: NodeId) -> Result<(Key,
     let part = Part::of6(&header).ok_or(Reason::BadLength)?;
     let identification = read_u32(packet.ip(frames), header.fragment_at + 4);
     let (source, destination) = (header.source.into(), header.destination.into());
-    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot: packet.slot }, part))
+    let Packet { slot, generation, .. } = *packet;
+    Ok((Key { source, destination, identification, protocol: header.protocol, node, slot, generation }, part))
 }
 
 /// Where the fragments of a packet from outside meet. Anyone may choose it: all workers do the same for it.
@@ -142,7 +155,13 @@ mod tests {
     use super::*;
     use crate::{
         SECOND,
-        dataplane::{conntrack::NO_BINDING, handoff::mesh, nat::Owner, testing::*},
+        dataplane::{
+            command::Command,
+            conntrack::{Link, NO_BINDING, Role},
+            handoff::mesh,
+            nat::{BindingInit, Filtering, Mapping, Owner},
+            testing::*,
+        },
         limits::TICK,
         wire::{checksum, write},
     };
@@ -249,6 +268,69 @@ mod tests {
         let mut expected = udp_packet((US, 41_000), (SERVER, 53), &payload);
         ip4::decrement_ttl(&mut expected);
         assert_eq!(whole(ips(out)), with_identification(expected));
+    }
+
+    /// Slot 3 becomes another session's, whose client has the same address, between two sweeps.
+    fn reuse_slot(bench: &mut Bench) {
+        let binding = Command::FreeBinding { index: 4, idle_since: None };
+        let slot = Command::FreeSlot { slot: 3, generation: GENERATION, idle_since: None };
+        bench.commands.push(binding).unwrap();
+        bench.commands.push(slot).unwrap();
+        let (role, fan, up, down) = (Role::Exit, 1, Link::NONE, Link::NONE);
+        bench.commands.push(Command::SetSlot { slot: 3, generation: GENERATION + 1, role, fan, up, down }).unwrap();
+        let binding = BindingInit {
+            owner: Owner::session(3),
+            protocol: ip4::UDP,
+            inside_address: INSIDE,
+            inside_port: 1000,
+            outside_address: US,
+            outside_port: 42_000,
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::EndpointIndependent,
+        };
+        bench.commands.push(Command::SetBinding { index: 4, binding }).unwrap();
+    }
+
+    /// Two fragments of one packet of INSIDE, relayed in this use of slot 3.
+    fn halves(sequence: u64, generation: u16, filling: u8) -> [Vec<u8>; 2] {
+        let parts = fragments(&udp_packet((INSIDE, 1000), (SERVER, 53), &[filling; 80]), 48);
+        let part = |n: usize| Relayed { generation, ..Relayed::up(3, sequence + n as u64, parts[n].clone()) }.frame();
+        [part(0), part(1)]
+    }
+
+    #[test]
+    fn no_fragment_of_a_session_is_put_to_those_of_the_next_one_in_its_slot() {
+        for held in [0, 1] {
+            let mut bench = Bench::new();
+            bench.exit(1, NO_BINDING);
+            bench.bind(ip4::UDP, 1000, 41_000, None);
+            let old = halves(1, GENERATION, 0xaa);
+            let new = halves(11, GENERATION + 1, 0xbb);
+            bench.run(&[old[held].clone()]);
+            reuse_slot(&mut bench);
+            // What the last session left has the same addresses, protocol and identification.
+            let mut out = bench.run(&[new[1 - held].clone()]);
+            assert_eq!(bench.moved(), []);
+            out.extend(bench.sweep());
+            out.extend(bench.run(&[new[held].clone()]));
+            assert_eq!(bench.moved(), []);
+            out.extend(bench.sweep());
+            assert_eq!(out.len(), 2, "the second session's alone");
+            assert!(out.iter().all(|frame| !frame.contains(&0xaa)));
+        }
+    }
+
+    #[test]
+    fn a_held_fragment_whose_slot_becomes_anothers_before_it_goes_on_is_dropped() {
+        let mut bench = Bench::new();
+        bench.exit(1, NO_BINDING);
+        bench.bind(ip4::UDP, 1000, 41_000, None);
+        let [first, second] = halves(1, GENERATION, 0xaa);
+        assert!(bench.run(&[second]).is_empty());
+        assert_eq!(bench.run(&[first]).len(), 1);
+        reuse_slot(&mut bench);
+        assert!(bench.run(&[]).is_empty());
+        assert_eq!(bench.moved(), [("sv_reassembly.drop.stale_generation".to_owned(), 1)]);
     }
 
     #[test]
