@@ -129,7 +129,6 @@ fn decide(
         bindings_a_session: case.flows,
         nat: nat_config(case.flows),
         interfaces: Vec::new(),
-        rss: vec![None],
         policy: ExitPolicy::default(),
         gateway: None,
         boot_epoch: 1,

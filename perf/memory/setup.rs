@@ -146,7 +146,6 @@ impl Node {
             bindings_a_session: 1,
             nat: NatConfig::of(&identity),
             interfaces: Vec::new(),
-            rss: Vec::new(),
             policy: ExitPolicy::default(),
             gateway: None,
             boot_epoch: 1,

@@ -143,8 +143,9 @@ impl Control {
                     *interface = now;
                 }
             }
-            // That it is down was told before; there is nobody left to serve through it.
-            KernelEvent::InterfaceRemoved { .. } => {}
+            KernelEvent::Rss { interface, now } => self.on_rss(interface, now),
+            // The sockets are bound to the queues there were. That an interface is down was told before it is removed.
+            KernelEvent::Queues { .. } | KernelEvent::InterfaceRemoved { .. } => {}
         }
     }
 

@@ -605,7 +605,6 @@ fn config(name: &str, number: u8, workers: u8) -> ControlConfig {
         bindings_a_session: 64,
         nat: NatConfig { gateway: vec![0], ..NatConfig::of(&identity) },
         interfaces: vec![Interface { index: 7, mac: [2, 0, 0, 0, 0, number], mtu: 1500, is_up: true }],
-        rss: vec![None],
         policy: ExitPolicy { deny: vec!["10.0.0.0/8".parse().expect("a prefix")], ..ExitPolicy::default() },
         gateway: None,
         boot_epoch: 1000,

@@ -10,7 +10,7 @@ use crate::{
         forwarding::{Identity, Interface, Prefix},
         gateway::{Gateway, Transit},
         nat::NatConfig,
-        rss::Rss,
+        rss::{Queues, Rss},
     },
     rpc::messages::{NodeName, Request, Response, Roles},
     wire::ethernet::Mac,
@@ -39,8 +39,6 @@ pub struct ControlConfig {
     pub nat: NatConfig,
     /// Interfaces in the driver's order.
     pub interfaces: Vec<Interface>,
-    /// How each of them spreads what it receives; `None`: not known.
-    pub rss: Vec<Option<Rss>>,
     /// Where the node sends to as an exit (never to its own address).
     pub policy: ExitPolicy,
     /// What the node does as a gateway, if anything.
@@ -102,6 +100,20 @@ pub enum KernelEvent {
         interface: u8,
         /// As it is now.
         now: Interface,
+    },
+    /// How an interface spreads what it receives, at the start and whenever it changed; `None`: not known.
+    Rss {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// As it is now.
+        now: Option<Rss>,
+    },
+    /// How many receive queues an interface has, at the start and whenever it changed.
+    Queues {
+        /// The driver's number of the interface.
+        interface: u8,
+        /// As it is now.
+        now: Queues,
     },
     /// An interface was removed, and its sockets with it: nothing goes through it until the node starts anew.
     InterfaceRemoved {

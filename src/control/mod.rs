@@ -132,7 +132,7 @@ impl Control {
             tokens: KnownTokens::default(),
             adjacencies: Adjacencies::new(config.interfaces.clone()),
             gateway: config.gateway.clone().map(GatewayState::new),
-            steering: Steering::new(config.rss.clone()),
+            steering: Steering::new(config.interfaces.len(), usize::from(config.identity.workers)),
             fan_requests: BTreeMap::new(),
             fan_request_next: 0,
             visits: BTreeSet::new(),

@@ -4,7 +4,8 @@
 //! told to send from, and the outside port of a binding. Where it does not tell, or no port will do, nothing is lost but
 //! time: the worker that receives the packet hands it over.
 //!
-//! A packet is taken to come in by the interface that the route back leaves by.
+//! A packet is taken to come in by the interface that the route back leaves by. Of N workers, number w has the queues w, w + N,
+//! w + 2N ... of every interface.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
@@ -27,21 +28,25 @@ const CLIENT_PORTS: u16 = u16::MAX - CLIENT_PORT_FIRST + 1;
 /// What is known of the NICs.
 #[derive(Debug)]
 pub(super) struct Steering {
-    /// By interface.
+    /// By interface; `None`: not known.
     rss: Vec<Option<Rss>>,
-    /// Which interface a packet comes in by; empty where that makes no difference.
+    /// They differ: then it counts which one a packet comes in by.
+    is_mixed: bool,
+    /// By which that is told; out of date where it does not count.
     routes: RouteTable,
     routes6: RouteTable<Ipv6Addr>,
+    workers: usize,
 }
 
 impl Steering {
-    pub(super) fn new(rss: Vec<Option<Rss>>) -> Self {
-        Self { rss, routes: RouteTable::default(), routes6: RouteTable::default() }
+    pub(super) fn new(interfaces: usize, workers: usize) -> Self {
+        let (routes, routes6) = (RouteTable::default(), RouteTable::default());
+        Self { rss: vec![None; interfaces], is_mixed: false, routes, routes6, workers }
     }
 
     /// Routes changed.
     pub(super) fn follow(&mut self, forwarding: &Forwarding) {
-        if self.rss.iter().any(|rss| *rss != self.rss[0]) {
+        if self.is_mixed {
             self.routes = forwarding.routes.clone();
             self.routes6 = forwarding.routes6.clone();
         }
@@ -49,9 +54,8 @@ impl Steering {
 
     /// How the NIC spreads what comes from `address`.
     fn rss(&self, address: IpAddr) -> Option<&Rss> {
-        let first = self.rss.first()?;
-        if self.rss.iter().all(|rss| rss == first) {
-            return first.as_ref();
+        if !self.is_mixed {
+            return self.rss.first()?.as_ref();
         }
         let interface = match address {
             IpAddr::V4(address) => self.routes.lookup(address).first()?.interface,
@@ -62,7 +66,7 @@ impl Steering {
 
     /// The answers of `remote` to what a binding of `worker` sends it. `None`: nothing is known of them.
     pub(super) fn answers(&self, protocol: u8, remote: Endpoint, worker: usize) -> Option<Answers<'_>> {
-        Some(Answers { rss: self.rss(remote.0.into())?, protocol, remote, worker })
+        Some(Answers { rss: self.rss(remote.0.into())?, protocol, remote, worker, workers: self.workers })
     }
 
     /// A source port, of those that `choices` has, by which UDP from `address` to `ours` comes to `worker`.
@@ -75,7 +79,7 @@ impl Steering {
     ) -> Option<u16> {
         let tuple = Tuple::v4(ip4::UDP, (address, 0), (*ours.ip(), ours.port()));
         let queue = self.rss(address.into())?.queue_by_port(&tuple, End::Source)?;
-        choices.find(|port| queue(*port) == worker)
+        choices.find(|port| queue(*port) % self.workers == worker)
     }
 
     /// The port that a client is told to send from. Zero: any.
@@ -93,6 +97,7 @@ pub(super) struct Answers<'a> {
     protocol: u8,
     remote: Endpoint,
     worker: usize,
+    workers: usize,
 }
 
 impl Answers<'_> {
@@ -102,11 +107,24 @@ impl Answers<'_> {
         let IpAddr::V4(outside) = outside else { return None };
         let tuple = Tuple::v4(self.protocol, self.remote, (outside, 0));
         let queue = self.rss.queue_by_port(&tuple, End::Destination)?;
-        Some(move |port| queue(port) == self.worker)
+        Some(move |port| queue(port) % self.workers == self.worker)
     }
 }
 
 impl Control {
+    /// The kernel told how an interface spreads what it receives. What is set up from now on chooses its ports by that; what
+    /// there is keeps those it has, and is handed over where they lead elsewhere.
+    pub(super) fn on_rss(&mut self, interface: u8, now: Option<Rss>) {
+        let steering = &mut self.steering;
+        let Some(place) = steering.rss.get_mut(usize::from(interface)) else { return };
+        *place = now;
+        steering.is_mixed = steering.rss.iter().any(|rss| *rss != steering.rss[0]);
+        if steering.is_mixed {
+            let forwarding = self.forwarding();
+            self.steering.follow(&forwarding);
+        }
+    }
+
     /// The port that the node at `data` is told to send from to a slot of `worker`.
     pub(super) fn node_port(&self, data: SocketAddrV4, worker: usize) -> u16 {
         let choices = (0..SOURCE_PORTS).map_while(|above| data.port().checked_add(above));

@@ -2,7 +2,7 @@
 //!
 //! A NIC hashes addresses and ports of what it receives (Toeplitz, under its key) and looks the queue up in a table by
 //! the hash. Whoever knows key and table knows the queue beforehand, and can choose a port by which a packet arrives
-//! where its slot or binding is: worker `w` has queue `w` of every interface.
+//! where its slot or binding is: a queue belongs to one worker.
 //!
 //! The hash is linear (that of `a ^ b` is that of `a` xor that of `b`), so each byte of the input has a table of its own,
 //! and trying another port costs two look-ups.
@@ -52,6 +52,38 @@ pub struct Rss {
     /// The queue, by the hash modulo the length.
     table: Vec<u16>,
     inputs: Inputs,
+}
+
+/// How many receive queues a NIC has, as `ethtool -l` tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Queues {
+    /// Those for receiving alone.
+    pub rx: u32,
+    /// Those for receiving and sending.
+    pub combined: u32,
+    /// The most that `rx` can be set to.
+    pub rx_max: u32,
+    /// The most that `combined` can be set to.
+    pub combined_max: u32,
+}
+
+impl Queues {
+    /// Of an interface that does not tell.
+    pub const ONE: Self = Self { rx: 1, combined: 0, rx_max: 1, combined_max: 0 };
+
+    /// All that receive.
+    pub fn count(self) -> u32 {
+        (self.rx + self.combined).max(1)
+    }
+
+    /// What makes them `count`. `None`: the NIC cannot have as many.
+    pub fn command(self, interface: &str, count: u32) -> Option<String> {
+        let (kind, count, max) = match self.combined_max {
+            0 => ("rx", count, self.rx_max),
+            max => ("combined", count.saturating_sub(self.rx), max),
+        };
+        (1..=max).contains(&count).then(|| format!("ethtool -L {interface} {kind} {count}"))
+    }
 }
 
 /// Source and destination of a packet, as its receiver sees them.
@@ -267,6 +299,17 @@ mod tests {
         let addresses = Inputs { udp4: Some(Input::Addresses), ..Inputs::ALL };
         let deaf = Rss::new(&KEY, vec![0, 1], addresses).unwrap();
         assert!(deaf.queue_by_port(&tuple, End::Source).is_none(), "no port makes a difference");
+    }
+
+    #[test]
+    fn a_number_of_queues_is_set_by_the_kind_that_the_nic_has() {
+        let veth = Queues { rx: 4, combined: 0, rx_max: 4, combined_max: 0 };
+        assert_eq!((veth.count(), veth.command("e0", 2)), (4, Some("ethtool -L e0 rx 2".to_owned())));
+        let nic = Queues { rx: 0, combined: 4, rx_max: 0, combined_max: 8 };
+        assert_eq!((nic.count(), nic.command("e0", 8)), (4, Some("ethtool -L e0 combined 8".to_owned())));
+        let both = Queues { rx: 1, combined: 4, rx_max: 1, combined_max: 8 };
+        assert_eq!((both.count(), both.command("e0", 2)), (5, Some("ethtool -L e0 combined 1".to_owned())));
+        assert_eq!([nic.command("e0", 9), Queues::ONE.command("e0", 2)], [None, None], "there are not as many");
     }
 
     #[test]

@@ -397,7 +397,6 @@ mod tests {
             bindings_a_session: 8,
             nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
-            rss: vec![None],
             policy: ExitPolicy::default(),
             gateway: None,
             boot_epoch: 1,

@@ -1,4 +1,4 @@
-//! The kernel's routes, neighbours and interfaces, mirrored over netlink.
+//! The kernel's routes, neighbours and interfaces, mirrored over netlink, and how the NICs spread what they receive.
 //!
 //! We have no ARP and no routing of our own: the kernel resolves and decides, a thread mirrors what it decided, and
 //! the control core hears of it as [`KernelEvent`]s. The mirror subscribes first and dumps afterwards, so no change
@@ -8,9 +8,11 @@
 //! Routes are dumped whole after each change rather than followed one by one: the kernel drops the routes of a link
 //! that goes down without a message for each.
 
+mod ethtool;
 mod host;
 mod mirror;
 mod netlink;
+mod nics;
 mod ports;
 mod rss;
 #[cfg(test)]
@@ -20,7 +22,6 @@ use std::{
     io,
     net::IpAddr,
     os::fd::AsFd,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -36,13 +37,14 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-pub use host::{interface_by_name, local_addresses, local_addresses6, rx_queues};
+pub use host::{interface_by_name, local_addresses, local_addresses6};
 pub use ports::{ReservedPorts, release_ports, reserve_ports};
 pub use rss::rss;
 
 use self::{
     mirror::{Mirror, parse_route},
     netlink::{Changes, Heard, Requests},
+    nics::{Nics, Reader},
 };
 use crate::{MILLISECOND, Nanos, SECOND, control::KernelEvent, dataplane::forwarding::Interface};
 
@@ -86,17 +88,6 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The queues of an interface cannot be listed.
-    #[error(
-        "cannot list {}: {source}; /sys must be mounted in the network namespace the node runs in, as 'ip netns exec' does",
-        directory.display()
-    )]
-    Queues {
-        /// Where they should be.
-        directory: PathBuf,
-        /// Why they are not.
-        source: io::Error,
-    },
     /// The thread of the mirror could not be started.
     #[error("cannot start the netlink thread: {0}")]
     Thread(io::Error),
@@ -113,6 +104,7 @@ pub struct KernelMirror<S> {
     mirror: Mirror,
     requests: Requests,
     changes: Changes,
+    nics: Nics,
     commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     resyncs: Arc<AtomicU64>,
@@ -173,15 +165,16 @@ impl Drop for KernelHandle {
 
 impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     /// Mirrors what concerns `interfaces` (names, in the driver's order) and returns these as they are now. `sink`
-    /// is called with all routes and neighbours there are before this returns, then in the mirror's thread with what
+    /// is called with all there is before this returns, then in the mirror's thread with what
     /// changes.
     pub fn start(interfaces: &[String], sink: S) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
-        Self::start_with(interfaces, RECEIVE_BUFFER, sink)
+        Self::start_with(interfaces, RECEIVE_BUFFER, nics::ask(), sink)
     }
 
     fn start_with(
         names: &[String],
         receive_buffer: i32,
+        read_nic: Reader,
         sink: S,
     ) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
         if names.len() > usize::from(u8::MAX) + 1 {
@@ -201,6 +194,7 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
             mirror: Mirror::new(interfaces.clone()),
             requests,
             changes,
+            nics: Nics::new(names, read_nic),
             commands,
             wake: wake.clone(),
             resyncs: resyncs.clone(),
@@ -215,6 +209,7 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         // Here rather than in the thread, so that a kernel that will not answer is an error of the start.
         let mut events = Vec::new();
         thread.dump(&mut events)?;
+        thread.nics.follow(0, &mut events);
         events.into_iter().for_each(&mut thread.sink);
         let thread = std::thread::Builder::new()
             .name("netlink".into())
@@ -236,13 +231,14 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
             }
             self.listen(&mut events);
             self.keep(&mut events);
+            self.nics.follow(self.now(), &mut events);
             events.drain(..).for_each(&mut self.sink);
         }
     }
 
     /// Waits for a change, a command, or the next thing due.
     fn sleep(&self) {
-        let mut until = self.refreshed + REFRESH_INTERVAL;
+        let mut until = self.nics.due().min(self.refreshed + REFRESH_INTERVAL);
         if self.is_routes_stale {
             until = until.min(self.routes_dumped + ROUTES_INTERVAL);
         }
@@ -251,8 +247,8 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         }
         let milliseconds = until.saturating_sub(self.now()).div_ceil(MILLISECOND);
         let timeout = PollTimeout::try_from(Duration::from_millis(milliseconds)).unwrap_or(PollTimeout::MAX);
-        let mut waiting =
-            [PollFd::new(self.changes.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let fds = [Some(self.changes.as_fd()), Some(self.wake.as_fd()), self.nics.fd()];
+        let mut waiting: Vec<_> = fds.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // An error here is EINTR or ENOMEM: the loop looks at everything and comes back.
         let _ = poll(&mut waiting, timeout);
         let _ = self.wake.read();

@@ -13,12 +13,13 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     control_thread::{ControlSender, Input},
+    nics::Nic,
     views::{self, Facts},
 };
 use crate::{
     Nanos, SECOND,
     control::{Control, PeerView, Summary, show::Use},
-    dataplane::{graph::NODES, published::Published, reason::Reason},
+    dataplane::{graph::NODES, published::Published, reason::Reason, rss::Queues},
     telemetry::{
         histogram::Histograms,
         metrics::{
@@ -96,6 +97,27 @@ fn write_facts(text: &mut Exposition, facts: &Facts, is_core_up: bool) {
     text.single(Gauge, name, help, u8::from(is_core_up));
     let age = seconds(now.saturating_sub(facts.heartbeat.load(Relaxed)));
     text.single(Gauge, "starnet_control_core_age_seconds", "Since the control core last went round its loop.", age);
+    write_nics(text, &facts.nics.all());
+}
+
+fn write_nics(text: &mut Exposition, nics: &[Nic]) {
+    type OfNic = (Kind, &'static str, &'static str, fn(&Nic) -> u64);
+    let all: [OfNic; 4] = [
+        (Gauge, "starnet_nic_queues", "Receive queues of the interface.", |nic| {
+            nic.queues.map_or(0, Queues::count).into()
+        }),
+        (Gauge, "starnet_nic_sockets", "Receive queues of the interface with an AF_XDP socket.", |nic| {
+            nic.sockets.unwrap_or(0).into()
+        }),
+        (Gauge, "starnet_nic_rss_known", "1 where the NIC tells how it spreads what it receives.", |nic| {
+            nic.rss.is_some().into()
+        }),
+        (Counter, "starnet_nic_rss_changes_total", "How often that has changed.", |nic| nic.changes),
+    ];
+    for (kind, name, help, value) in all {
+        let mut family = text.family(kind, name, help);
+        nics.iter().for_each(|nic| family.sample(&[("interface", &nic.name)], value(nic)));
+    }
 }
 
 /// A family with a sample for each worker.
@@ -295,8 +317,16 @@ fn write_peers(text: &mut Exposition, peers: &[PeerView]) {
 mod tests {
     use super::*;
     use crate::{
-        control::show::{Counters, WorkerSummary},
-        dataplane::{graph::NodeId, published::add},
+        control::{
+            KernelEvent,
+            show::{Counters, WorkerSummary},
+        },
+        dataplane::{
+            graph::NodeId,
+            published::add,
+            rss::{Inputs, KEY_BYTES, Rss},
+        },
+        node::nics::Nics,
         rpc::messages::LinkQuality,
         telemetry::metrics::tests::{Parsed, parse},
     };
@@ -329,6 +359,23 @@ mod tests {
         );
         let drops = parsed.samples.keys().filter(|(name, _)| name.starts_with("starnet_drop_")).count();
         assert_eq!(drops, 1, "what never happened has no sample");
+    }
+
+    #[test]
+    fn a_nic_has_its_queues_and_how_it_spreads() {
+        let nics = Nics::new(&["e0".to_owned(), "e1".to_owned()]);
+        nics.bound(0, 2);
+        nics.hear(&KernelEvent::Queues { interface: 0, now: Queues::ONE });
+        for key in [1, 2, 3] {
+            let now = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
+            nics.hear(&KernelEvent::Rss { interface: 0, now });
+        }
+        let parsed = written(|text| write_nics(text, &nics.all()));
+        let of = |name| ["e0", "e1"].map(|nic| parsed.value(name, &[("interface", nic)]).unwrap());
+        assert_eq!(of("starnet_nic_queues"), [1.0, 0.0]);
+        assert_eq!(of("starnet_nic_sockets"), [2.0, 0.0]);
+        assert_eq!(of("starnet_nic_rss_known"), [1.0, 0.0]);
+        assert_eq!(of("starnet_nic_rss_changes_total"), [2.0, 0.0]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod cores;
 pub mod kernel;
 mod metrics;
 mod network_thread;
+mod nics;
 mod operation;
 pub mod port_claim;
 pub mod process;

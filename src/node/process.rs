@@ -32,6 +32,7 @@ use super::{
     cores,
     kernel::{self, KernelError, KernelMirror},
     network_thread::{Network, NetworkError},
+    nics::Nics,
     operation::Order,
     port_claim::{ClaimError, PortClaim},
     views::Facts,
@@ -47,12 +48,11 @@ use crate::{
         handoff,
         huge::{HUGE_PAGE, Memory},
         published::Published,
-        rss::Rss,
         worker::{Rings, Worker, WorkerConfig},
     },
     limits,
     rpc::messages::Roles,
-    telemetry::show::{InterfaceView, RssView},
+    telemetry::show::InterfaceView,
 };
 
 /// Why a node did not start, or ended.
@@ -142,11 +142,13 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     check_addresses(&config, &kernel::local_addresses()?, &kernel::local_addresses6()?)?;
     let network = Network::bind(&config)?;
     let (control, inputs) = control_thread::inputs();
-    let (to_control, removed, names) = (control.clone(), end.clone(), config.interfaces.clone());
+    let nics = Arc::new(Nics::new(&config.interfaces));
+    let (to_control, removed, names, heard) = (control.clone(), end.clone(), config.interfaces.clone(), nics.clone());
     let (kernel, interfaces) = KernelMirror::start(&config.interfaces, move |event| {
         if let KernelEvent::InterfaceRemoved { interface } = event {
             let _ = removed.send(End::Interface(names[usize::from(interface)].clone()));
         }
+        heard.hear(&event);
         to_control.send(Input::Kernel(event));
     })?;
     claim.left_reserved().iter().for_each(|ports| kernel::release_ports(ports));
@@ -176,10 +178,22 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
         drivers.push(XdpDriver::open(worker, config.workers, &mut attached, config.limits.frames)?);
     }
 
+    attached.iter().enumerate().for_each(|(number, interface)| nics.bound(number, interface.queues()));
+
     let name = config.name.clone();
     let take = take_by(&mut attached);
-    let node =
-        Threads::start(config, interfaces, &attached, drivers, kernel, take, network, (control, inputs), hangup, &end)?;
+    let node = Threads::start(
+        config,
+        interfaces,
+        (&attached, nics),
+        drivers,
+        kernel,
+        take,
+        network,
+        (control, inputs),
+        hangup,
+        &end,
+    )?;
     tracing::info!(node = name, "running");
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
@@ -253,7 +267,7 @@ impl Threads {
     fn start(
         config: NodeConfig,
         interfaces: Vec<Interface>,
-        attached: &[AttachedInterface],
+        (attached, nics): (&[AttachedInterface], Arc<Nics>),
         drivers: Vec<(XdpDriver, Waker)>,
         kernel: kernel::KernelHandle,
         take: Box<dyn FnMut(&Transit) + Send>,
@@ -318,20 +332,15 @@ impl Threads {
 
         let now = clock.now();
         let heartbeat = Arc::new(AtomicU64::new(now));
-        let rss: Vec<_> = config.interfaces.iter().map(|name| kernel::rss(name)).collect();
-        let core =
-            Control::new(control_config(&config, identity, interfaces, rss.clone(), &seeds), published.clone(), now);
+        let core = Control::new(control_config(&config, identity, interfaces, &seeds), published.clone(), now);
         let register = core.register();
         let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
         let facts = Arc::new(Facts {
             clock: clock.clone(),
             started: now,
             boot_epoch: seeds.boot_epoch,
-            interfaces: attached
-                .iter()
-                .zip(&rss)
-                .map(|(attached, rss)| interface_view(attached, rss.as_ref()))
-                .collect(),
+            interfaces: attached.iter().map(interface_view).collect(),
+            nics,
             is_hugepages,
             cores: cores.clone(),
             tables,
@@ -464,13 +473,7 @@ fn identity(config: &NodeConfig, probe_key: [u8; 16]) -> Identity {
     }
 }
 
-fn control_config(
-    config: &NodeConfig,
-    identity: Identity,
-    interfaces: Vec<Interface>,
-    rss: Vec<Option<Rss>>,
-    seeds: &Seeds,
-) -> ControlConfig {
+fn control_config(config: &NodeConfig, identity: Identity, interfaces: Vec<Interface>, seeds: &Seeds) -> ControlConfig {
     ControlConfig {
         name: config.name.clone(),
         identity,
@@ -483,7 +486,6 @@ fn control_config(
         bindings_a_session: config.limits.bindings_a_session,
         nat: config.nat.clone(),
         interfaces,
-        rss,
         policy: config.exit.policy.clone(),
         gateway: config.gateway.as_ref().map(|gateway| gateway.resolve(&config.interfaces)),
         boot_epoch: seeds.boot_epoch,
@@ -491,12 +493,18 @@ fn control_config(
     }
 }
 
-fn interface_view(attached: &AttachedInterface, rss: Option<&Rss>) -> InterfaceView {
+/// What its NIC does is filled in when it is shown.
+fn interface_view(attached: &AttachedInterface) -> InterfaceView {
     InterfaceView {
         name: attached.name().to_owned(),
         xdp: attached.mode().to_string(),
         bind: attached.bind_mode().map_or_else(|| "unbound".to_owned(), |mode| mode.to_string()),
-        rss: rss.map(|rss| RssView { inputs: rss.inputs(), entries: rss.entries() }),
+        rss: None,
+        rss_changes: 0,
+        rss_changed_s: None,
+        queues: None,
+        sockets: None,
+        trouble: None,
     }
 }
 

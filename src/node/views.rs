@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     clock::NodeClock,
     config::{IdlePolicy, NodeConfig},
+    nics::{Nic, Nics},
 };
 use crate::{
     MILLISECOND, Nanos, SECOND,
@@ -26,6 +27,7 @@ use crate::{
         huge::Memory,
         published::{NodeCounters, Published, WorkerCounters},
         reason::Reason,
+        rss::Queues,
     },
     rpc::messages::Roles,
     telemetry::{
@@ -41,7 +43,10 @@ pub(super) struct Facts {
     pub(super) clock: NodeClock,
     pub(super) started: Nanos,
     pub(super) boot_epoch: u64,
+    /// As they were attached and bound.
     pub(super) interfaces: Vec<InterfaceView>,
+    /// What they do now.
+    pub(super) nics: Arc<Nics>,
     pub(super) is_hugepages: bool,
     /// By worker.
     pub(super) cores: Vec<Option<usize>>,
@@ -108,7 +113,12 @@ impl Facts {
             }
             .to_owned(),
             is_hugepages: self.is_hugepages,
-            interfaces: self.interfaces.clone(),
+            interfaces: self
+                .interfaces
+                .iter()
+                .zip(self.nics.all())
+                .map(|(attached, nic)| with(attached, &nic))
+                .collect(),
             cores: self.cores.clone(),
             control_core_age_ms: now.saturating_sub(self.heartbeat.load(Relaxed)) / MILLISECOND,
             slots_used: used(|worker| &worker.slots_used),
@@ -158,6 +168,19 @@ pub(super) fn of_control(control: &Control, workers: usize, topic: Topic) -> Res
 
 fn to_json(view: impl Serialize) -> Result<Value, String> {
     serde_json::to_value(view).map_err(|error| error.to_string())
+}
+
+/// An interface with what its NIC does now.
+fn with(attached: &InterfaceView, nic: &Nic) -> InterfaceView {
+    InterfaceView {
+        rss: nic.rss.clone(),
+        rss_changes: nic.changes,
+        rss_changed_s: nic.changed.map(|changed| changed.elapsed().as_secs()),
+        queues: nic.queues.map(Queues::count),
+        sockets: nic.sockets,
+        trouble: nic.trouble(),
+        ..attached.clone()
+    }
 }
 
 fn worker(counters: &WorkerCounters) -> WorkerView {

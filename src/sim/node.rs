@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Nanos,
-    control::{Caller, Control, ControlConfig, Effect, RequestId},
+    control::{Caller, Control, ControlConfig, Effect, KernelEvent, RequestId},
     dataplane::{
         command::{Command, Event},
         driver::memory::MemoryDriver,
@@ -97,11 +97,6 @@ impl Node {
             bindings_a_session: SLOTS,
             nat: nat(&identity),
             interfaces: vec![Interface { index: 2, mac: mac_of(address), mtu: 1500, is_up: true }],
-            rss: vec![match knowledge {
-                Knowledge::None => None,
-                Knowledge::Right => Some(nic.clone()),
-                Knowledge::Wrong => Some(self::nic(workers, !seed)),
-            }],
             policy: ExitPolicy { deny: vec!["10.0.0.0/8".parse().expect("a prefix")], ..ExitPolicy::default() },
             gateway: None,
             boot_epoch: seed ^ u64::from(address.to_bits()),
@@ -122,6 +117,12 @@ impl Node {
             next_request: 0,
             is_woken: vec![true; usize::from(workers)],
         };
+        let known = match knowledge {
+            Knowledge::None => None,
+            Knowledge::Right => Some(node.nic.clone()),
+            Knowledge::Wrong => Some(self::nic(workers, !seed)),
+        };
+        node.control.on_kernel(KernelEvent::Rss { interface: 0, now: known }, now);
         for (index, handoff) in handoff::mesh(usize::from(workers)).into_iter().enumerate() {
             let (commands, command_consumer) = rtrb::RingBuffer::new(COMMAND_RING);
             let (event_producer, events) = rtrb::RingBuffer::new(EVENT_RING);
@@ -141,6 +142,16 @@ impl Node {
             node.events.push(events);
         }
         node
+    }
+
+    /// Somebody has its NIC spread otherwise. The control core hears of it by [`Node::tell_nic`] only.
+    pub(super) fn change_nic(&mut self, seed: u64) {
+        self.nic = nic(self.workers.len() as u8, seed);
+    }
+
+    /// The control core hears how its NIC spreads.
+    pub(super) fn tell_nic(&mut self, now: Nanos) {
+        self.control.on_kernel(KernelEvent::Rss { interface: 0, now: Some(self.nic.clone()) }, now);
     }
 
     /// A control message came.

@@ -23,7 +23,13 @@ const FLOWS: u16 = 3;
 /// A world with clients whose sessions over all paths are open.
 fn connected(knowledge: Knowledge, seed: u64) -> (World, Vec<usize>) {
     let mut world = World::knowing(knowledge, seed, &NODES);
-    let clients: Vec<usize> = (2..2 + CLIENTS).map(|number| world.add_client(number)).collect();
+    let clients = connect(&mut world, 2);
+    (world, clients)
+}
+
+/// Clients, numbered from `first` on, whose sessions over all paths are open.
+fn connect(world: &mut World, first: u8) -> Vec<usize> {
+    let clients: Vec<usize> = (first..first + CLIENTS).map(|number| world.add_client(number)).collect();
     for &client in &clients {
         world.open(client, &PATHS);
     }
@@ -31,7 +37,7 @@ fn connected(knowledge: Knowledge, seed: u64) -> (World, Vec<usize>) {
     for &client in &clients {
         assert!(world.client(client).session.as_ref().is_some_and(|session| session.is_ready()));
     }
-    (world, clients)
+    clients
 }
 
 /// Each client has flows of UDP and TCP to the server, and each of their packets is answered.
@@ -85,6 +91,52 @@ fn packets_are_handed_over_and_arrive_where_rss_is_unknown_or_not_as_it_was_said
             assert!(handed_off.iter().sum::<u64>() > 500, "{knowledge:?}, seed {seed}: {handed_off:?}");
         }
     }
+}
+
+/// Somebody changes key and table of every NIC (`ethtool -X`) while the nodes run.
+fn change_nics(world: &mut World, seed: u64, is_told: bool) {
+    for name in NODES {
+        let (number, now) = (world.number(name), world.now);
+        let node = world.node(number);
+        node.change_nic(seed ^ number as u64);
+        if is_told {
+            node.tell_nic(now);
+        }
+    }
+}
+
+#[test]
+fn what_is_set_up_after_a_nics_change_goes_by_it_and_what_was_there_goes_on() {
+    for seed in 140..144 {
+        let (mut world, clients) = connected(Knowledge::Right, seed);
+        converse(&mut world, &clients);
+        change_nics(&mut world, !seed, true);
+        // Sessions and flows of before: nothing is lost, but the queues are not those that were chosen.
+        clients.iter().for_each(|&client| world.client(client).received.clear());
+        converse(&mut world, &clients);
+        let before = handed_off(&mut world);
+        assert!(before.iter().sum::<u64>() > 200, "seed {seed}: {before:?}");
+        clients.iter().for_each(|&client| world.close(client));
+        world.run(30 * SECOND);
+        world.assert_all_free();
+
+        let before = handed_off(&mut world);
+        let clients = connect(&mut world, 2 + CLIENTS);
+        converse(&mut world, &clients);
+        assert_eq!(handed_off(&mut world), before, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_change_that_nobody_tells_of_costs_hand_overs_and_nothing_else() {
+    let (mut world, clients) = connected(Knowledge::Right, 145);
+    change_nics(&mut world, 99, false);
+    converse(&mut world, &clients);
+    clients.iter().for_each(|&client| world.close(client));
+    world.run(30 * SECOND);
+    let more = connect(&mut world, 2 + CLIENTS);
+    converse(&mut world, &more);
+    assert!(handed_off(&mut world).iter().sum::<u64>() > 500);
 }
 
 #[test]

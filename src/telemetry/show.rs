@@ -14,7 +14,7 @@ use super::table::{self, Table};
 use crate::{
     control::{PeerView, SessionView, Summary},
     controller,
-    dataplane::rss::{Input, Inputs},
+    dataplane::rss::{Input, Inputs, Rss},
 };
 
 /// What can be asked of a node's or a control centre's socket.
@@ -127,6 +127,21 @@ pub struct InterfaceView {
     pub bind: String,
     /// How it spreads packets over its queues; none: it does not say.
     pub rss: Option<RssView>,
+    /// How often that has changed since the start of the node.
+    #[serde(default)]
+    pub rss_changes: u64,
+    /// Seconds since it did last.
+    #[serde(default)]
+    pub rss_changed_s: Option<u64>,
+    /// Receive queues it has; none: not known.
+    #[serde(default)]
+    pub queues: Option<u32>,
+    /// Receive queues with an AF_XDP socket.
+    #[serde(default)]
+    pub sockets: Option<u32>,
+    /// What is wrong with the number of queues, and what to do.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// How an interface spreads packets over its queues.
@@ -136,6 +151,13 @@ pub struct RssView {
     pub inputs: Inputs,
     /// By queue: how many entries of the table lead to it.
     pub entries: Vec<usize>,
+}
+
+impl RssView {
+    /// Of what a NIC tells.
+    pub fn of(rss: &Rss) -> Self {
+        Self { inputs: rss.inputs(), entries: rss.entries() }
+    }
 }
 
 impl std::fmt::Display for RssView {
@@ -406,7 +428,14 @@ fn node(view: &NodeView) -> String {
     for interface in &view.interfaces {
         row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));
         let rss = interface.rss.as_ref().map_or("it does not say how".to_owned(), RssView::to_string);
-        row("spreads", rss);
+        let changed = interface.rss_changed_s.map_or_else(String::new, |seconds| {
+            let ago = table::uptime(Duration::from_secs(seconds));
+            format!("; {} changes since the start, the last one {ago} ago", interface.rss_changes)
+        });
+        row("spreads", rss + &changed);
+        if let Some(trouble) = &interface.trouble {
+            row("TROUBLE", trouble.clone());
+        }
     }
     row("frames in", if view.is_hugepages { "hugepages" } else { "4 KiB pages" }.to_owned());
     let cores: Vec<String> = view.cores.iter().map(|core| core_name(*core)).collect();

@@ -1,9 +1,6 @@
-//! Questions asked once, at the start of a node: interfaces, addresses, queues.
+//! Questions asked once, at the start of a node: interfaces, addresses.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    path::Path,
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::AddressFamily;
 
@@ -29,17 +26,6 @@ pub fn local_addresses() -> Result<Vec<Ipv4Addr>, KernelError> {
 pub fn local_addresses6() -> Result<Vec<Ipv6Addr>, KernelError> {
     let all = Requests::open()?.addresses(AddressFamily::Inet6)?;
     Ok(all.iter().filter_map(parse_local_address).filter_map(of_family).collect())
-}
-
-/// Number of RX queues of the interface called `name`: an AF_XDP socket is bound to each.
-pub fn rx_queues(name: &str) -> Result<usize, KernelError> {
-    let directory = Path::new("/sys/class/net").join(name).join("queues");
-    let failed = |source| KernelError::Queues { directory: directory.clone(), source };
-    let mut queues = 0;
-    for entry in std::fs::read_dir(&directory).map_err(failed)? {
-        queues += usize::from(entry.map_err(failed)?.file_name().to_string_lossy().starts_with("rx-"));
-    }
-    Ok(queues)
 }
 
 pub(super) fn links(requests: &mut Requests) -> Result<Vec<Link>, KernelError> {

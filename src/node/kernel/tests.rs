@@ -72,7 +72,8 @@ impl Namespace {
 
     fn mirror(&self, receive_buffer: i32) -> Mirrored {
         let (events, inbox) = mpsc::channel();
-        let start = move || KernelMirror::start_with(&["e0".into()], receive_buffer, move |e| events.send(e).unwrap());
+        let sink = move |event| events.send(event).unwrap();
+        let start = move || KernelMirror::start_with(&["e0".into()], receive_buffer, nics::ask(), sink);
         let (handle, interfaces) = self.run(start).unwrap();
         Mirrored { handle, interfaces, inbox, routes: Vec::new() }
     }
@@ -254,7 +255,8 @@ fn changes_that_overrun_the_receive_buffer_are_found_by_a_new_dump() {
         }
         let _ = events.send(event);
     };
-    let (handle, interfaces) = here.run(move || KernelMirror::start_with(&["e0".into()], 4096, sink)).unwrap();
+    let (handle, interfaces) =
+        here.run(move || KernelMirror::start_with(&["e0".into()], 4096, nics::ask(), sink)).unwrap();
     here.ip("neigh add 10.0.0.250 lladdr 02:00:00:00:02:00 dev e0");
     hangs.recv_timeout(PATIENCE).expect("never heard of the neighbour");
     let line = |verb: &str, i: u32| format!("neigh {verb} 10.0.0.{} lladdr 02:00:00:00:01:{i:02x} dev e0\n", 100 + i);
@@ -293,19 +295,77 @@ fn a_missing_interface_is_named_together_with_those_there_are() {
 }
 
 #[test]
-fn addresses_queues_and_interfaces_of_the_namespace_are_found() {
+fn addresses_and_interfaces_of_the_namespace_are_found() {
     let (here, _there) = Namespace::pair();
     here.ip("addr add 192.0.2.7/32 dev lo
-         addr add 10.1.0.1 peer 10.1.0.2 dev e0
-         link add multi numrxqueues 3 numtxqueues 3 type veth peer name unused");
+         addr add 10.1.0.1 peer 10.1.0.2 dev e0");
     let mut addresses = here.run(local_addresses).unwrap();
     addresses.sort();
     let expected = [[10, 0, 0, 1], [10, 1, 0, 1], [127, 0, 0, 1], [192, 0, 2, 7]].map(Ipv4Addr::from);
     assert_eq!(addresses, expected);
-    assert_eq!(here.run(|| rx_queues("multi")).unwrap(), 3);
-    assert_eq!(here.run(|| rx_queues("e0")).unwrap(), 1);
-    assert!(here.run(|| rx_queues("e9")).is_err());
     assert_eq!(here.run(|| interface_by_name("e0")).unwrap().mac, [2, 0, 0, 0, 0, 1]);
+}
+
+/// Runs `ethtool` in the namespace.
+fn ethtool(here: &Namespace, arguments: &'static [&str]) {
+    here.run(move || assert!(Command::new("ethtool").args(arguments).status().unwrap().success()));
+}
+
+#[test]
+fn a_change_of_queues_is_followed_and_told_again_only_if_it_is_one() {
+    let here = Namespace::new();
+    here.ip("link add e0 numrxqueues 4 numtxqueues 4 type veth peer name p0 numrxqueues 4 numtxqueues 4
+         addr add 10.0.0.1/24 dev e0
+         link set e0 up
+         link set p0 up");
+    let mut mirrored = here.mirror(RECEIVE_BUFFER);
+    let queues = |mirrored: &mut Mirrored| {
+        mirrored.wait("the number of queues", |event| match event {
+            KernelEvent::Queues { interface: 0, now } => Some(now.count()),
+            _ => None,
+        })
+    };
+    assert_eq!(queues(&mut mirrored), 4);
+    ethtool(&here, &["-L", "e0", "rx", "2"]);
+    assert_eq!(queues(&mut mirrored), 2);
+    ethtool(&here, &["-L", "e0", "tx", "3"]);
+    ethtool(&here, &["-L", "e0", "rx", "3"]);
+    assert_eq!(queues(&mut mirrored), 3);
+}
+
+#[test]
+fn the_kernel_tells_of_what_ethtool_changes() {
+    let here = Namespace::new();
+    here.ip("link add e0 numrxqueues 2 numtxqueues 2 type veth peer name p0");
+    let mut changes = here.run(ethtool::EthtoolChanges::subscribe).expect("this kernel has notifications");
+    assert!(!changes.take(), "nothing was changed yet");
+    ethtool(&here, &["-L", "e0", "rx", "1"]);
+    assert!(changes.take());
+    assert!(!changes.take(), "it is told once");
+}
+
+/// The mirror over NICs that spread as `read` says.
+#[test]
+fn a_change_of_rss_is_followed() {
+    use crate::dataplane::rss::{Inputs, KEY_BYTES, Queues, Rss};
+    let (here, _there) = Namespace::pair();
+    let key = Arc::new(std::sync::atomic::AtomicU8::new(1));
+    let rss = |key: u8| Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
+    let read = Arc::clone(&key);
+    let reader: Reader = Box::new(move |_| nics::Reading { rss: rss(read.load(Relaxed)), queues: Some(Queues::ONE) });
+    let (events, inbox) = mpsc::channel();
+    let sink = move |event| events.send(event).unwrap();
+    let start = move || KernelMirror::start_with(&["e0".into()], RECEIVE_BUFFER, reader, sink);
+    let (handle, interfaces) = here.run(start).unwrap();
+    let mut mirrored = Mirrored { handle, interfaces, inbox, routes: Vec::new() };
+    for told in [1, 2] {
+        key.store(told, Relaxed);
+        let heard = mirrored.wait("the key", |event| match event {
+            KernelEvent::Rss { interface: 0, now } => Some(now.clone()),
+            _ => None,
+        });
+        assert_eq!(heard, rss(told));
+    }
 }
 
 #[test]

@@ -152,7 +152,6 @@ impl Nat {
             bindings_a_session: setup.bindings,
             nat: nat.clone(),
             interfaces,
-            rss: vec![None],
             policy: ExitPolicy::default(),
             gateway: Some(file.clone()),
             boot_epoch: 1,

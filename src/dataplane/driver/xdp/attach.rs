@@ -46,7 +46,7 @@ impl AttachedInterface {
         if link.mtu as usize > limits::MTU_MAX {
             return Err(Error::Mtu { name: name.into(), mtu: link.mtu });
         }
-        let queues = link::receive_queues(name)?;
+        let queues = link::receive_queues(name)?.count();
         let mut program = Program::load(reserved, realm)?;
         let max = program.queues_max();
         if queues > max {

@@ -17,6 +17,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::libc;
 
 use super::{error::Error, program::AttachMode};
+use crate::dataplane::rss::Queues;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,14 +102,17 @@ fn call(request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetl
     }
 }
 
-/// Receive queues in use. An interface whose driver does not tell has one.
-pub(super) fn receive_queues(name: &str) -> Result<u32, Error> {
+/// Its receive queues. An interface whose driver does not tell has one.
+pub fn receive_queues(name: &str) -> Result<Queues, Error> {
     /// `struct ethtool_channels` of include/uapi/linux/ethtool.h.
     #[repr(C)]
     #[derive(Default)]
     struct Channels {
         command: u32,
-        max: [u32; 4],
+        rx_max: u32,
+        tx_max: u32,
+        other_max: u32,
+        combined_max: u32,
         rx: u32,
         tx: u32,
         other: u32,
@@ -138,11 +142,12 @@ pub(super) fn receive_queues(name: &str) -> Result<u32, Error> {
     // call, as ETHTOOL_GCHANNELS asks for.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result == 0 {
-        return Ok((channels.rx + channels.combined).max(1));
+        let Channels { rx, combined, rx_max, combined_max, .. } = channels;
+        return Ok(Queues { rx, combined, rx_max, combined_max });
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => Ok(1),
+        Some(libc::EOPNOTSUPP) => Ok(Queues::ONE),
         Some(libc::ENODEV) => Err(Error::NoInterface { name: name.into() }),
         _ => Err(failed(error)),
     }
@@ -157,7 +162,7 @@ mod tests {
         let link = find("lo").unwrap();
         assert_eq!((link.index, link.program), (1, None));
         assert!(link.mtu > 0);
-        assert_eq!(receive_queues("lo").unwrap(), 1);
+        assert_eq!(receive_queues("lo").unwrap(), Queues::ONE);
     }
 
     #[test]

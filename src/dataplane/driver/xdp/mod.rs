@@ -49,6 +49,7 @@ use nix::{
 pub use self::{
     attach::AttachedInterface,
     error::Error,
+    link::receive_queues,
     program::{AttachMode, Reserved, Verdict, Verdicts},
     transit::TransitRules,
     waker::Waker,

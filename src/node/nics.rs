@@ -1,0 +1,164 @@
+//! What the NICs do with what they receive, as the kernel's mirror heard last: for the log, `starnet show node` and metrics.
+
+use std::{
+    cmp::Ordering,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use crate::{
+    control::KernelEvent,
+    dataplane::rss::{Queues, Rss},
+    telemetry::show::RssView,
+};
+
+/// The NICs of a node. Locked by those who tell and show, never by a worker.
+#[derive(Debug)]
+pub(super) struct Nics {
+    by_number: Mutex<Vec<Nic>>,
+}
+
+/// A NIC.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Nic {
+    /// Its interface.
+    pub(super) name: String,
+    /// How it spreads; none: it does not tell.
+    pub(super) rss: Option<RssView>,
+    /// How often that has changed since the start of the node.
+    pub(super) changes: u64,
+    /// When it did last.
+    pub(super) changed: Option<Instant>,
+    /// Receive queues it has.
+    pub(super) queues: Option<Queues>,
+    /// Receive queues with an AF_XDP socket; none: the sockets are not bound yet.
+    pub(super) sockets: Option<u32>,
+    is_known: bool,
+}
+
+impl Nics {
+    /// Those of these interfaces.
+    pub(super) fn new(names: &[String]) -> Self {
+        let nic = |name: &String| Nic { name: name.clone(), ..Nic::default() };
+        Self { by_number: Mutex::new(names.iter().map(nic).collect()) }
+    }
+
+    /// All of them, by the driver's number of the interface.
+    pub(super) fn all(&self) -> Vec<Nic> {
+        self.by_number.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// So many queues of `interface` have a socket each.
+    pub(super) fn bound(&self, interface: usize, sockets: u32) {
+        self.change(interface, |nic| nic.sockets = Some(sockets));
+    }
+
+    /// The kernel's mirror has something to say, perhaps of a NIC.
+    pub(super) fn hear(&self, event: &KernelEvent) {
+        match event {
+            KernelEvent::Rss { interface, now } => self.change((*interface).into(), |nic| nic.spread(now.as_ref())),
+            KernelEvent::Queues { interface, now } => self.change((*interface).into(), |nic| nic.count(*now)),
+            _ => {}
+        }
+    }
+
+    fn change(&self, interface: usize, change: impl FnOnce(&mut Nic)) {
+        let mut all = self.by_number.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nic) = all.get_mut(interface) {
+            change(nic);
+        }
+    }
+}
+
+impl Nic {
+    /// What is wrong with the number of its queues, and what to do.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let Self { name, queues: Some(queues), sockets: Some(sockets), .. } = self else { return None };
+        let count = queues.count();
+        let what = match count.cmp(sockets) {
+            Ordering::Equal => return None,
+            Ordering::Greater => "what arrives at the others goes to the kernel, which is not meant to have it",
+            Ordering::Less => "nothing is received, and perhaps nothing sent, by those whose queue is gone",
+        };
+        let back = queues.command(name, *sockets).map(|command| format!("run `{command}` or ")).unwrap_or_default();
+        Some(format!("receive queues: {count}, with an AF_XDP socket: {sockets}; {what}; {back}start the node again"))
+    }
+
+    fn spread(&mut self, now: Option<&Rss>) {
+        self.rss = now.map(RssView::of);
+        if !std::mem::replace(&mut self.is_known, true) {
+            return;
+        }
+        self.changes += 1;
+        self.changed = Some(Instant::now());
+        let interface = &self.name;
+        match &self.rss {
+            Some(rss) => tracing::info!(
+                %interface,
+                "the NIC now spreads {rss}: new sessions and flows choose their ports by that, others are handed over"
+            ),
+            None => tracing::warn!(
+                %interface,
+                "the NIC does not tell any more how it spreads what it receives: packets are handed over"
+            ),
+        }
+    }
+
+    fn count(&mut self, now: Queues) {
+        self.queues = Some(now);
+        let interface = &self.name;
+        match self.trouble() {
+            Some(trouble) => tracing::error!(%interface, "{trouble}"),
+            None if self.sockets.is_some() => {
+                tracing::info!(%interface, "a receive queue for each AF_XDP socket again")
+            }
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::rss::{Inputs, KEY_BYTES};
+
+    fn queues(rx: u32) -> KernelEvent {
+        KernelEvent::Queues { interface: 1, now: Queues { rx, combined: 0, rx_max: 4, combined_max: 0 } }
+    }
+
+    fn nics() -> Nics {
+        Nics::new(&["e0".to_owned(), "e1".to_owned()])
+    }
+
+    #[test]
+    fn what_a_nic_is_at_the_start_is_no_change() {
+        let nics = nics();
+        let rss = Rss::new(&[7; KEY_BYTES], vec![0, 1, 1], Inputs::ALL);
+        nics.hear(&KernelEvent::Rss { interface: 1, now: rss });
+        let nic = || nics.all().remove(1);
+        assert_eq!((nic().rss.unwrap().entries, nic().changes, nic().changed.is_some()), (vec![1, 2], 0, false));
+        nics.hear(&KernelEvent::Rss { interface: 1, now: None });
+        assert_eq!((nic().rss.is_none(), nic().changes, nic().changed.is_some()), (true, 1, true));
+        assert_eq!(nics.all()[0].changes, 0);
+    }
+
+    #[test]
+    fn queues_without_sockets_and_sockets_without_queues_are_trouble() {
+        let nics = nics();
+        let trouble = || nics.all()[1].trouble();
+        nics.hear(&queues(2));
+        assert_eq!(trouble(), None, "before there are sockets");
+        nics.bound(1, 2);
+        assert_eq!(trouble(), None);
+        nics.hear(&queues(4));
+        assert_eq!(
+            trouble().unwrap(),
+            "receive queues: 4, with an AF_XDP socket: 2; what arrives at the others goes to the kernel, which is not meant \
+             to have it; run `ethtool -L e1 rx 2` or start the node again"
+        );
+        nics.hear(&queues(1));
+        assert!(trouble().unwrap().contains("queues: 1, with an AF_XDP socket: 2; nothing is received"));
+        nics.hear(&queues(2));
+        assert_eq!(trouble(), None);
+    }
+}
