@@ -52,7 +52,9 @@ impl Control {
     ) -> Result<(), Reason> {
         let held = self.may_bind(worker, &key, remote)?;
         let is_draining = key.owner == Owner::INSIDE && self.is_draining();
-        if self.workers[worker].by_key.contains_key(&key) {
+        let is_there = |key| self.workers[worker].by_key.contains_key(key);
+        // A static mapping serves all remote ends, also where other bindings do not.
+        if is_there(&key) || is_there(&key.for_all()) {
             return Ok(());
         }
         if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {

@@ -127,6 +127,14 @@ pub struct BindingKey {
     pub remote: Option<Endpoint>,
 }
 
+impl BindingKey {
+    /// The same for any destination.
+    #[inline]
+    pub fn for_all(&self) -> Self {
+        Self { remote: None, ..*self }
+    }
+}
+
 /// In few words, for it is done for each first packet, and where there is no better way, for each packet. A key with a
 /// remote end of zeros looks like one without; they are told apart when they are compared.
 impl Hash for BindingKey {

@@ -156,10 +156,12 @@ impl Bindings {
         self.by_inside.find(hash, |index| self.entries[index as usize].key() == *key)
     }
 
-    /// [`Bindings::hash`] and [`Bindings::find`] in one.
+    /// The index of the binding that serves `key`: its own, or where it has none, one for all remote ends. A static mapping is
+    /// such a one, also where others are endpoint-dependent.
     #[inline]
     pub fn find_inside(&self, key: &BindingKey) -> Option<u32> {
-        self.find(self.hash(key), key)
+        let find = |key: &BindingKey| self.find(self.hash(key), key);
+        find(key).or_else(|| key.remote.and_then(|_| find(&key.for_all())))
     }
 
     /// Asks for the line that [`Bindings::at_port`] reads. `address` is the number of an outside address.
