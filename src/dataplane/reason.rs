@@ -36,7 +36,7 @@ crate::telemetry::named::counters! {
     NoEquivalent "no_equivalent" "An ICMP message that the other family has no like of (RFC 7915)."
     NotInside "not_inside" "The inner source address is not the session's."
     NotFlow "not_flow" "The inner packet is not of the one flow this session was set up for."
-    Denied "denied" "The exit's policy forbids the destination."
+    Denied "denied" "An end of it is forbidden by the exit's policy or by RFC 6052, or is nobody's."
     NoMapping "no_mapping" "A packet from outside for which there is no binding."
     NotRemote "not_remote" "A packet from outside for a flow session, but not from its server."
     Filtered "filtered" "A packet from outside, from where the host has not sent to."

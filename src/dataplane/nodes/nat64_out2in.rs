@@ -5,7 +5,13 @@
 
 use std::net::Ipv6Addr;
 
-use super::{fragment6, nat_in2out::error, nat6_in2out::largest_segment64, nat6_out2in::leave, prelude::*};
+use super::{
+    fragment6,
+    nat_in2out::error,
+    nat6_in2out::{is_nowhere, largest_segment64},
+    nat6_out2in::leave,
+    prelude::*,
+};
 use crate::{
     dataplane::{
         nat::{
@@ -49,6 +55,10 @@ pub(super) fn nat64_out2in(context: &mut Context, frames: &mut Frames, slot: usi
     let Inbound { header, quote, segment, index, binding, remote } = inbound;
     let host = token::host_of(binding.inside_address).and_then(|(_, place)| context.hosts6.address(place));
     let (Some(host), Some(prefix)) = (host, context.nat64) else { return Verdict::Drop(Reason::NoMapping) };
+    // It would have no name by which the host could answer. Who reports an error wants no answer.
+    if quote.is_none() && is_nowhere(context, header.source) {
+        return Verdict::Drop(Reason::Denied);
+    }
     let mtu = context.mtu_to_host6(binding, host);
     if mtu != 0 && grown(header) > usize::from(mtu) && header.is_dont_fragment() && !header.is_fragment() {
         let told = mtu.saturating_sub(GROWTH);
@@ -149,6 +159,18 @@ mod tests {
         expected[ip6::HOP_LIMIT] -= 1;
         assert_eq!((out[0].0, &out[0].1[14..]), (1, &expected[..]));
         assert_eq!(out[0].1[12..14], [0x86, 0xdd]);
+    }
+
+    #[test]
+    fn a_client_without_a_name_in_the_prefix_is_not_let_in() {
+        let mut bench = bound(ip4::UDP);
+        let private = std::net::Ipv4Addr::new(10, 1, 1, 1);
+        assert!(bench.run_at(0, &[udp_packet((private, 53), (US, 41_000), b"hello")]).is_empty());
+        assert_eq!(bench.moved(), [("nat_out2in.drop.denied".to_owned(), 1)]);
+        // A router on the way may have such an address.
+        let quoted = udp_packet((US, 41_000), (SERVER, 33_434), b"traceroute");
+        let told = icmp_packet(private, US, icmp::TIME_EXCEEDED, 0, &[&[0; 4], &quoted[..28]].concat());
+        assert_eq!(bench.run_at(0, &[told]).len(), 1);
     }
 
     #[test]

@@ -217,7 +217,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
 
 /// RFC 6052 section 3.1: by the well-known prefix nobody is meant whom only some can reach. And nothing is sent to
 /// what is no host.
-fn is_nowhere(context: &Context, address: Ipv4Addr) -> bool {
+pub(super) fn is_nowhere(context: &Context, address: Ipv4Addr) -> bool {
     let is_private = address.is_private() || address.is_link_local();
     let is_no_host = address.is_loopback() || address.is_multicast() || address.octets()[0] == 0;
     is_no_host || token::is_reserved(address) || (is_private && context.nat64 == Some(super::nat64_out2in::WELL_KNOWN))
