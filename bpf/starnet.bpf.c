@@ -13,8 +13,8 @@
  *   on an outside interface of a gateway: what comes from networks that are exempt from translation, and is
  *     not for this machine itself
  *
- * The same of IPv6, where the node translates that: UDP, TCP, echo replies and errors to its outside addresses, and
- * fragments of them, what inside hosts want routed on (the NAT64 prefix included), and what comes from exempt networks.
+ * The same of IPv6, where the node translates that: UDP, TCP, echo replies and errors to its outside addresses (forwarded
+ * ports included), and fragments of them, what inside hosts want routed on (the NAT64 prefix included), and what comes from exempt networks.
  * Neighbour discovery, multicast and what is of one link alone are the kernel's, and so is what is for us and has
  * extension headers other than one that makes it a fragment.
  *
@@ -115,13 +115,27 @@ struct ip6_address {
 	u32 words[4];
 };
 
-/* The same four of IPv6. No port is forwarded there. */
+/* The same four of IPv6. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__type(key, struct ip6_address);
 	__type(value, struct range);
 } addresses6 SEC(".maps");
+
+struct forwarded6 {
+	struct ip6_address address;
+	u16 port;
+	u8 protocol;
+	u8 zero;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct forwarded6);
+	__type(value, u8);
+} forwarded6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -426,6 +440,14 @@ static __always_inline const struct range *our_range6(struct ip6_address address
 	return bpf_map_lookup_elem(&addresses6, &address);
 }
 
+/* A port of UDP or TCP at one of our addresses of IPv6: is it NAT's? */
+static __always_inline int is_our_port6(const struct range *range, u8 protocol, struct ip6_address address, u16 port)
+{
+	struct forwarded6 key = { .address = address, .port = port, .protocol = protocol };
+
+	return is_reserved(range, port) || bpf_map_lookup_elem(&forwarded6, &key);
+}
+
 /* fe80::/10, by the first two bytes. */
 static __always_inline int is_link_local6(struct ip6_address address)
 {
@@ -451,7 +473,7 @@ static __always_inline enum verdict classify_quote6(const struct ip6 *ip, u32 by
 	if (ip->next_header == PROTOCOL_UDP || ip->next_header == PROTOCOL_TCP) {
 		const struct ports *ports = transport;
 
-		return is_reserved(range, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
+		return is_our_port6(range, ip->next_header, ip->source, ports->source) ? XSK_ICMP_ERROR : PASS_ICMP_QUOTE;
 	}
 	if (ip->next_header == PROTOCOL_ICMP6) {
 		const struct icmp *icmp = transport;
@@ -462,9 +484,9 @@ static __always_inline enum verdict classify_quote6(const struct ip6 *ip, u32 by
 	return PASS_ICMP_QUOTE;
 }
 
-/* A packet to one of our addresses; its transport header and all of its `bytes` are at `transport`. */
-static __always_inline enum verdict classify_ours6(const struct range *range, u8 protocol, const void *transport,
-						   u32 bytes, const void *end)
+/* A packet to one of our addresses; the header of its `protocol` and all of its `bytes` are at `transport`. */
+static __always_inline enum verdict classify_ours6(const struct range *range, const struct ip6 *ip, u8 protocol,
+						   const void *transport, u32 bytes, const void *end)
 {
 	const struct ports *ports = transport;
 	const struct icmp *icmp = transport;
@@ -473,11 +495,11 @@ static __always_inline enum verdict classify_ours6(const struct range *range, u8
 	case PROTOCOL_UDP:
 		if (bytes < UDP_HEADER_BYTES || transport + UDP_HEADER_BYTES > end)
 			return PASS_MALFORMED;
-		return is_reserved(range, ports->destination) ? XSK_UDP : PASS_PORT;
+		return is_our_port6(range, PROTOCOL_UDP, ip->destination, ports->destination) ? XSK_UDP : PASS_PORT;
 	case PROTOCOL_TCP:
 		if (bytes < TCP_HEADER_BYTES || transport + TCP_HEADER_BYTES > end)
 			return PASS_MALFORMED;
-		return is_reserved(range, ports->destination) ? XSK_TCP : PASS_PORT;
+		return is_our_port6(range, PROTOCOL_TCP, ip->destination, ports->destination) ? XSK_TCP : PASS_PORT;
 	case PROTOCOL_ICMP6:
 		if (bytes < sizeof(*icmp) || (const void *)(icmp + 1) > end)
 			return PASS_MALFORMED;
@@ -508,7 +530,7 @@ static __always_inline enum verdict classify_fragment6(const struct range *range
 	if (fragment->place & bpf_htons(FRAGMENT_OFFSET6))
 		return bpf_map_lookup_elem(&kernel_fragments6, &id) ? PASS_FRAGMENT : XSK_FRAGMENT;
 	enum verdict verdict =
-		classify_ours6(range, fragment->next_header, fragment + 1, bytes - sizeof(*fragment), end);
+		classify_ours6(range, ip, fragment->next_header, fragment + 1, bytes - sizeof(*fragment), end);
 
 	if (verdict >= PASS_NOT_IPV4) {
 		u8 nothing = 0;
@@ -536,18 +558,22 @@ static __always_inline enum verdict classify6(const struct ethernet *ethernet, c
 		return PASS_LOCAL;
 	const struct range *range = our_range6(ip->destination);
 
-	if (range && realm != INSIDE && ip->next_header == PROTOCOL_FRAGMENT6)
-		return classify_fragment6(range, ip, bytes, end);
-	if (range && realm != INSIDE)
-		return classify_ours6(range, ip->next_header, ip + 1, bytes, end);
+	if (range) {
+		enum verdict verdict = ip->next_header == PROTOCOL_FRAGMENT6 ?
+					       classify_fragment6(range, ip, bytes, end) :
+					       classify_ours6(range, ip, ip->next_header, ip + 1, bytes, end);
+
+		if (realm != INSIDE)
+			return verdict;
+		/* An outside address is local, too; by its NAT's ports one inside host reaches another. */
+		if (verdict < PASS_NOT_IPV4)
+			return XSK_ROUTED;
+	}
 	if (realm == NEITHER)
 		return PASS_ADDRESS;
 
 	struct ip6_address destination = ip->destination;
 
-	/* An outside address is local, too; by its NAT's ports one inside host reaches another. */
-	if (range && classify_ours6(range, ip->next_header, ip + 1, bytes, end) < PASS_NOT_IPV4)
-		return XSK_ROUTED;
 	if (bpf_map_lookup_elem(&local6, &destination))
 		return PASS_LOCAL;
 	if (realm == INSIDE)

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     dataplane::{
         command::Command,
         gateway::{Gateway, StaticMapping, Transit},
-        nat::{BindingInit, BindingKey, Filtering, Mapping, Owner},
+        nat::{BindingInit, Filtering, Mapping, Owner, token},
     },
 };
 
@@ -26,7 +26,7 @@ pub(super) struct GatewayState {
     addresses: Vec<LocalAddress>,
     addresses6: Vec<LocalAddress<Ipv6Addr>>,
     /// Static mappings that are written, by [`StaticMapping::place`].
-    written: BTreeMap<(u8, Ipv4Addr, u16), Written>,
+    written: BTreeMap<(u8, IpAddr, u16), Written>,
 }
 
 /// A static mapping at its worker.
@@ -55,8 +55,16 @@ impl GatewayState {
         }
         local.sort_unstable();
         local.dedup();
+        let (mut forwarded, mut forwarded6) = (Vec::new(), Vec::new());
+        for StaticMapping { protocol, outside: (address, port), .. } in &self.config.mappings {
+            match address {
+                IpAddr::V4(address) => forwarded.push((*protocol, *address, *port)),
+                IpAddr::V6(address) => forwarded6.push((*protocol, *address, *port)),
+            }
+        }
         Transit {
-            forwarded: self.config.mappings.iter().map(StaticMapping::place).collect(),
+            forwarded,
+            forwarded6,
             local,
             local6: self.addresses6.iter().map(|local| local.address).collect(),
             exempt: self.config.exempt.clone(),
@@ -146,24 +154,13 @@ impl Control {
     }
 
     fn write_mapping(&mut self, mapping: StaticMapping, now: Nanos) {
-        let worker = self.config.identity.owner_of_host(mapping.inside.0);
-        let binding = BindingInit {
-            owner: Owner::INSIDE,
-            protocol: mapping.protocol,
-            inside_address: mapping.inside.0,
-            inside_port: mapping.inside.1,
-            outside_address: mapping.outside.0,
-            outside_port: mapping.outside.1,
-            mapping: Mapping::EndpointIndependent,
-            // Whoever knows the port may use it: that is what it is for.
-            filtering: Filtering::EndpointIndependent,
-        };
-        let key = binding.key();
-        let Some(index) = self.workers[worker].bindings.take() else {
-            let (outside, port) = mapping.outside;
-            tracing::error!("no binding is free for the static mapping of {outside}:{port}; raise limits.bindings");
+        let worker = self.config.identity.owner_of(mapping.inside.0);
+        let Some((index, binding)) = self.static_binding(worker, &mapping) else {
+            let outside = SocketAddr::from(mapping.outside);
+            tracing::error!("no binding is free for the static mapping of {outside}; raise limits.bindings");
             return;
         };
+        let key = binding.key();
         // The host may have spoken from there before, and got a port like anyone.
         if let Some(&other) = self.workers[worker].by_key.get(&key) {
             self.free_binding(worker, other);
@@ -184,16 +181,39 @@ impl Control {
             gateway.written.insert(mapping.place(), Written { mapping, worker, index });
         }
     }
-}
 
-impl Control {
-    /// Where the static mapping leads that the binding of this key was made for.
-    pub(super) fn static_outside(&self, key: &BindingKey) -> Option<SocketAddr> {
-        let written = self.gateway.as_ref()?.written.values().map(|written| written.mapping);
-        let mapping = written
-            .into_iter()
-            .find(|mapping| (mapping.protocol, mapping.inside) == (key.protocol, (key.address, key.port)))?;
-        Some(SocketAddr::new(mapping.outside.0.into(), mapping.outside.1))
+    /// A place for the binding of a static mapping, and what it is. A host of IPv6 is held for it. `None`: there is no room.
+    fn static_binding(&mut self, worker: usize, mapping: &StaticMapping) -> Option<(u32, BindingInit)> {
+        let outside_address = match mapping.outside.0 {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => self.config.nat.outside_token6(address)?,
+        };
+        if self.workers[worker].bindings.is_exhausted() {
+            return None;
+        }
+        let inside_address = match (mapping.inside.0, mapping.translation()) {
+            (IpAddr::V4(address), _) => address,
+            (IpAddr::V6(address), translation) => token::host(translation?, self.hold_host6(worker, address)?),
+        };
+        let binding = BindingInit {
+            owner: Owner::INSIDE,
+            protocol: mapping.protocol,
+            inside_address,
+            inside_port: mapping.inside.1,
+            outside_address,
+            outside_port: mapping.outside.1,
+            mapping: Mapping::EndpointIndependent,
+            // Whoever knows the port may use it: that is what it is for.
+            filtering: Filtering::EndpointIndependent,
+        };
+        Some((self.workers[worker].bindings.take()?, binding))
+    }
+
+    /// What servers know the static mapping by that this binding was made for.
+    pub(super) fn static_outside(&self, worker: usize, index: u32) -> Option<SocketAddr> {
+        let mut written = self.gateway.as_ref()?.written.values();
+        let written = written.find(|written| (written.worker, written.index) == (worker, index))?;
+        Some(written.mapping.outside.into())
     }
 }
 
@@ -208,9 +228,10 @@ mod tests {
     use crate::{
         control::harness::Net,
         dataplane::{
-            command::{Event, PuntCause},
+            command::{Event, Flow6, PuntCause},
             forwarding::Prefix,
-            nat::BindingKey,
+            gateway::OutsideAddress6,
+            nat::{BindingKey, Prefix64, Translation},
             reason::Reason,
         },
         wire::{ip4, tcp},
@@ -220,7 +241,8 @@ mod tests {
     const WORKERS: u8 = 2;
 
     fn mapping(port: u16, host: u8) -> StaticMapping {
-        StaticMapping { protocol: ip4::TCP, outside: (OUTSIDE, port), inside: ([192, 168, 0, host].into(), 8000) }
+        let (outside, inside) = ((OUTSIDE.into(), port), ([192, 168, 0, host].into(), 8000));
+        StaticMapping { protocol: ip4::TCP, outside, inside }
     }
 
     fn gateway(mappings: &[StaticMapping]) -> Gateway {
@@ -269,7 +291,7 @@ mod tests {
         let mut after = written(&mut net).concat();
         after.sort_unstable();
         assert_eq!(after, [(81, 1), (82, 7), (90, 9)]);
-        assert_eq!(net.node("gw").takes.forwarded, next.map(|mapping| mapping.place()));
+        assert_eq!(net.node("gw").takes.forwarded, [81, 82, 90].map(|port| (ip4::TCP, OUTSIDE, port)));
     }
 
     #[test]
@@ -292,6 +314,116 @@ mod tests {
         let mut net = net(&[mapping(80, 5)]);
         net.run(3 * 3600 * crate::SECOND);
         assert_eq!(written(&mut net).concat(), [(80, 5)]);
+    }
+
+    const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0xff, 0, 0, 0, 1);
+
+    fn host6(number: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, number)
+    }
+
+    /// To port 8000 of a host of IPv6.
+    fn mapping6(outside: IpAddr, port: u16, host: u16) -> StaticMapping {
+        StaticMapping { protocol: ip4::UDP, outside: (outside, port), inside: (host6(host).into(), 8000) }
+    }
+
+    fn net6(mappings: &[StaticMapping]) -> Net {
+        let mut net = Net::new(&["gw"], WORKERS, |_, config| {
+            config.nat.addresses6 = vec![OutsideAddress6 { address: OUTSIDE6, first: 5000, last: 5999 }];
+            config.nat.nat64 = Some(Prefix64::WELL_KNOWN);
+            config.gateway = Some(gateway(mappings));
+        });
+        net.settle();
+        net
+    }
+
+    fn reload(net: &mut Net, mappings: &[StaticMapping]) {
+        let now = net.now;
+        net.node("gw").control.set_gateway(gateway(mappings), now);
+        net.settle();
+        net.run(crate::SECOND);
+    }
+
+    /// Outside address and port, translation and inside host of every binding.
+    fn written6(net: &mut Net) -> Vec<(IpAddr, u16, Option<Translation>, Ipv6Addr)> {
+        let node = net.node("gw");
+        let mut all = Vec::new();
+        for worker in &node.workers {
+            for binding in worker.bindings.values() {
+                let (translation, place) = token::host_of(binding.inside_address).unwrap();
+                let outside = binding.outside_address;
+                let outside = if token::is_reserved(outside) { OUTSIDE6.into() } else { outside.into() };
+                all.push((outside, binding.outside_port, Some(translation), worker.hosts6[&place]));
+            }
+        }
+        all.sort_unstable_by_key(|(outside, port, ..)| (*outside, *port));
+        all
+    }
+
+    #[test]
+    fn static_mappings_of_ipv6_are_written_to_the_workers_of_their_hosts_and_follow_the_file() {
+        let (us, us6) = (IpAddr::from(OUTSIDE), IpAddr::from(OUTSIDE6));
+        let all: Vec<StaticMapping> =
+            (1..9).flat_map(|n| [mapping6(us, 80 + n, n), mapping6(us6, 80 + n, n)]).collect();
+        let expected = |mapping: &StaticMapping| {
+            let IpAddr::V6(host) = mapping.inside.0 else { panic!("a host of IPv6") };
+            (mapping.outside.0, mapping.outside.1, mapping.translation(), host)
+        };
+        let mut net = net6(&all);
+        let mut sorted = all.clone();
+        sorted.sort_unstable_by_key(StaticMapping::place);
+        assert_eq!(written6(&mut net), sorted.iter().map(expected).collect::<Vec<_>>());
+        assert!(net.node("gw").workers.iter().all(|worker| !worker.bindings.is_empty()), "hosts of both workers");
+
+        // One stays, one leads to another host, one is of the other family now.
+        let next = [mapping6(us, 81, 1), mapping6(us6, 82, 7), mapping6(us6, 90, 3)];
+        reload(&mut net, &next);
+        assert_eq!(written6(&mut net), next.iter().map(expected).collect::<Vec<_>>());
+        let takes = &net.node("gw").takes;
+        assert_eq!(takes.forwarded, [(ip4::UDP, OUTSIDE, 81)]);
+        assert_eq!(takes.forwarded6, [82, 90].map(|port| (ip4::UDP, OUTSIDE6, port)));
+        let hosts = |net: &mut Net| net.node("gw").workers.iter().map(|worker| worker.hosts6.len()).sum::<usize>();
+        assert_eq!(hosts(&mut net), 3, "a host is there as long as it has a mapping");
+        net.run(3 * 3600 * crate::SECOND);
+        assert_eq!(written6(&mut net).len(), 3);
+        reload(&mut net, &[]);
+        assert_eq!(hosts(&mut net), 0);
+        net.assert_all_free();
+    }
+
+    #[test]
+    fn a_host_of_ipv6_that_spoke_first_is_given_its_static_mapping_in_its_family_alone() {
+        let mut net = net6(&[]);
+        let worker = net.node("gw").config.identity.owner_of_host6(host6(5));
+        for (waiting, translation) in [(1, Translation::Nat66), (2, Translation::Nat64)] {
+            let (protocol, address, remote) = (ip4::UDP, host6(5), ([198, 51, 100, 1].into(), 53));
+            let flow = Flow6 { owner: Owner::INSIDE, translation, protocol, address, port: 8000, remote };
+            let (now, cause) = (net.now, PuntCause::NoBinding6 { flow, tcp_flags: 0 });
+            net.node("gw").control.on_event(worker, Event::Punt { waiting, cause }, now);
+            net.settle();
+        }
+        let before = written6(&mut net);
+        reload(&mut net, &[mapping6(OUTSIDE6.into(), 80, 5)]);
+        let mapped = (OUTSIDE6.into(), 80, Some(Translation::Nat66), host6(5));
+        assert_eq!(written6(&mut net), [before[0], mapped], "the flow to IPv4 goes on as it was");
+    }
+
+    #[test]
+    fn a_static_mapping_for_which_there_is_no_room_holds_no_host_and_comes_with_a_later_file() {
+        let all: Vec<StaticMapping> = (1..4).map(|n| mapping6(OUTSIDE6.into(), 80 + n, n)).collect();
+        let mut net = Net::new(&["gw"], 1, |_, config| {
+            config.bindings = 2;
+            config.nat.addresses6 = vec![OutsideAddress6 { address: OUTSIDE6, first: 5000, last: 5999 }];
+            config.gateway = Some(gateway(&all));
+        });
+        net.settle();
+        assert_eq!((written6(&mut net).len(), net.node("gw").workers[0].hosts6.len()), (2, 2));
+        reload(&mut net, &all[1..]);
+        assert_eq!(written6(&mut net).len(), 1, "the place of the first is free only now");
+        reload(&mut net, &all[1..]);
+        assert_eq!(written6(&mut net).len(), 2);
+        reload(&mut net, &[]);
+        net.assert_all_free();
     }
 
     #[test]

@@ -124,15 +124,14 @@ impl TableWorker {
             }
             Command::SetBinding { index, binding } => {
                 let outside = (binding.outside_address, binding.outside_port);
-                let owner = self
-                    .outside
-                    .owner_of(outside)
-                    .unwrap_or_else(|| self.identity.owner_of_host(binding.inside_address));
-                assert_eq!(owner, self.number);
                 let port = |of: &BindingInit| (of.protocol, of.outside_address, of.outside_port);
                 let is_same_port = |held: &BindingInit| port(held) == port(&binding);
-                let host = nat_token::host_of(binding.inside_address);
-                assert!(host.is_none_or(|(_, place)| self.hosts6.contains_key(&place)), "its host comes first");
+                let host = match nat_token::host_of(binding.inside_address) {
+                    Some((_, place)) => (*self.hosts6.get(&place).expect("its host comes first")).into(),
+                    None => binding.inside_address.into(),
+                };
+                let owner = self.outside.owner_of(outside).unwrap_or_else(|| self.identity.owner_of(host));
+                assert_eq!(owner, self.number);
                 assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
                 assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
                 let class = Class::first(binding.protocol) as u8;

@@ -78,14 +78,10 @@ impl Hosts6 {
 impl Control {
     /// A packet of an inside host of IPv6 waits because there is no binding for it.
     pub(super) fn on_no_binding6(&mut self, worker: usize, waiting: u32, flow: &Flow6, tcp_flags: u8, now: Nanos) {
-        let Some((place, is_new)) = self.workers[worker].hosts.ip6.hold(flow.address) else {
+        let Some(place) = self.hold_host6(worker, flow.address) else {
             self.counters.bindings_refused += 1;
             return self.refuse_packet(worker, waiting, Reason::TableFull);
         };
-        if is_new {
-            // Before its first binding.
-            self.command(worker, Command::SetHost6 { place, address: Some(flow.address) });
-        }
         let key = BindingKey {
             owner: flow.owner,
             protocol: flow.protocol,
@@ -95,6 +91,16 @@ impl Control {
         };
         self.on_no_binding(worker, waiting, key, flow.remote, tcp_flags, now);
         self.release_host6(worker, place);
+    }
+
+    /// Holds the host with this address; its worker knows it from now on, and so before its first binding. `None`: there is
+    /// no room for it.
+    pub(super) fn hold_host6(&mut self, worker: usize, address: Ipv6Addr) -> Option<u32> {
+        let (place, is_new) = self.workers[worker].hosts.ip6.hold(address)?;
+        if is_new {
+            self.command(worker, Command::SetHost6 { place, address: Some(address) });
+        }
+        Some(place)
     }
 
     /// A binding of this host was made.

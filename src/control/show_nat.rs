@@ -355,7 +355,10 @@ impl Flow<'_> {
     fn outside(&self) -> SocketAddr {
         match self.binding.lease {
             Some(lease) => SocketAddr::new(self.tables.hosts.outside_name(lease.address), lease.port),
-            None => self.control.static_outside(&self.binding.key).unwrap_or_else(|| SocketAddr::from(([0; 4], 0))),
+            None => {
+                let outside = self.control.static_outside(self.worker, self.index);
+                outside.unwrap_or_else(|| SocketAddr::from(([0; 4], 0)))
+            }
         }
     }
 

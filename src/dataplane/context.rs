@@ -267,10 +267,10 @@ impl Context {
     /// port is owned by the worker of its host, whatever its number.
     #[inline]
     pub fn owner_of(&self, protocol: u8, outside: Endpoint) -> Option<usize> {
-        let gateway = self.routes.forwarding().gateway.as_ref();
-        match gateway.and_then(|gateway| gateway.mapping_of(protocol, outside)) {
-            Some(mapping) => Some(self.identity.owner_of_host(mapping.inside.0)),
-            None => self.bindings.outside().owner_of(outside),
+        let (gateway, pool) = (self.routes.forwarding().gateway.as_ref(), self.bindings.outside());
+        match gateway.and_then(|gateway| gateway.mapping_of(protocol, (pool.name_of(outside.0), outside.1))) {
+            Some(mapping) => Some(self.identity.owner_of(mapping.inside.0)),
+            None => pool.owner_of(outside),
         }
     }
 

@@ -3,7 +3,7 @@
 //! The control core builds a new snapshot on every change and hands it over; a worker looks up, never writes.
 //! Lookups by destination are cached per worker.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     address::Address,
@@ -195,6 +195,15 @@ impl Identity {
     #[inline]
     pub fn owner_of_host6(&self, inside: Ipv6Addr) -> usize {
         (inside.spread() >> 16) as usize % usize::from(self.workers)
+    }
+
+    /// The same for one of either family.
+    #[inline]
+    pub fn owner_of(&self, inside: IpAddr) -> usize {
+        match inside {
+            IpAddr::V4(inside) => self.owner_of_host(inside),
+            IpAddr::V6(inside) => self.owner_of_host6(inside),
+        }
     }
 }
 

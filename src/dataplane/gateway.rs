@@ -3,9 +3,12 @@
 //!
 //! [snapshot]: super::forwarding::Forwarding
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::forwarding::{Prefix, Prefix6};
+use super::{
+    forwarding::{Prefix, Prefix6},
+    nat::Translation,
+};
 
 /// Whose side of the gateway an interface is on (RFC 2663: the realm).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,15 +44,16 @@ pub struct OutsideAddress6 {
     pub last: u16,
 }
 
-/// A forwarded port: what comes to `outside` goes to `inside`, and what comes from there leaves as `outside`.
+/// A forwarded port: what comes to `outside` goes to `inside`, and what comes from there leaves as `outside`. Both are of one
+/// family, or an outside address of IPv4 leads to a host of IPv6, to which clients have their names in the NAT64 prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StaticMapping {
     /// TCP or UDP.
     pub protocol: u8,
-    /// One of [`Gateway::addresses`], and a port of it that NAT gives to nobody else.
-    pub outside: (Ipv4Addr, u16),
+    /// One of the addresses that servers see, and a port of it that NAT gives to nobody else.
+    pub outside: (IpAddr, u16),
     /// The inside host's address and port.
-    pub inside: (Ipv4Addr, u16),
+    pub inside: (IpAddr, u16),
 }
 
 /// The gateway.
@@ -77,8 +81,16 @@ pub struct Gateway {
 impl StaticMapping {
     /// What it is sorted and found by.
     #[inline]
-    pub fn place(&self) -> (u8, Ipv4Addr, u16) {
+    pub fn place(&self) -> (u8, IpAddr, u16) {
         (self.protocol, self.outside.0, self.outside.1)
+    }
+
+    /// What a host of IPv6 is translated to by it; `None`: the host is one of IPv4.
+    pub fn translation(&self) -> Option<Translation> {
+        self.inside.0.is_ipv6().then_some(match self.outside.0 {
+            IpAddr::V4(_) => Translation::Nat64,
+            IpAddr::V6(_) => Translation::Nat66,
+        })
     }
 }
 
@@ -101,7 +113,7 @@ impl Gateway {
 
     /// The mapping of a forwarded port.
     #[inline]
-    pub fn mapping_of(&self, protocol: u8, outside: (Ipv4Addr, u16)) -> Option<&StaticMapping> {
+    pub fn mapping_of(&self, protocol: u8, outside: (IpAddr, u16)) -> Option<&StaticMapping> {
         let key = (protocol, outside.0, outside.1);
         self.mappings.binary_search_by_key(&key, StaticMapping::place).ok().map(|at| &self.mappings[at])
     }
@@ -127,6 +139,8 @@ impl Gateway {
 pub struct Transit {
     /// Protocol, address and port of what is forwarded to inside hosts, at most 1024.
     pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
+    /// The same of IPv6.
+    pub forwarded6: Vec<(u8, Ipv6Addr, u16)>,
     /// Every address of this machine, those of networks and broadcasts included: what goes there is not routed on.
     pub local: Vec<Ipv4Addr>,
     /// The same of IPv6, but for those of one link alone.

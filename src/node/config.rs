@@ -2,6 +2,7 @@
 
 mod exit;
 mod gateway;
+mod mapping;
 mod nat;
 
 use std::{

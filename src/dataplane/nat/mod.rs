@@ -43,7 +43,7 @@ pub use outside::OutsideAddresses;
 pub use prefix64::Prefix64;
 pub use token::Translation;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use self::{flow_cache::FlowCache, hash_index::HashIndex};
 use super::{
@@ -155,6 +155,12 @@ impl NatConfig {
             Some(outside) => Some(outside.address),
             None => self.numbers6().contains(&number).then(|| token::outside(number - self.numbers6().start)),
         }
+    }
+
+    /// What the tables know an outside address of IPv6 by.
+    pub fn outside_token6(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let place = self.addresses6.iter().position(|outside| outside.address == address)?;
+        Some(token::outside(place as u8))
     }
 
     /// The outside address of this number.

@@ -1,7 +1,7 @@
 //! The addresses and ports that servers see, and which worker each port belongs to.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
 
@@ -88,6 +88,12 @@ impl OutsideAddresses {
         self.addresses6.get(usize::from(token::outside_of(outside)?)).copied()
     }
 
+    /// What servers know an outside address by.
+    #[inline]
+    pub fn name_of(&self, outside: Ipv4Addr) -> IpAddr {
+        self.address6(outside).map_or(outside.into(), IpAddr::from)
+    }
+
     /// How many addresses there are, of both families.
     pub fn count(&self) -> usize {
         self.addresses.len()
@@ -145,6 +151,7 @@ mod tests {
         let token = pool.token_of(six(2).address).unwrap();
         assert_eq!((pool.count(), pool.number_of(token), pool.number_of(A)), (3, Some(2), Some(0)));
         assert_eq!(pool.address6(token), Some(six(2).address));
+        assert_eq!([token, A].map(|outside| pool.name_of(outside)), [six(2).address.into(), IpAddr::from(A)]);
         assert_eq!((pool.owner_of((token, 7)), pool.owner_of((token, 1))), (Some(0), None));
         assert_eq!((pool.token_of(six(3).address), pool.address6(A)), (None, None));
     }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{PortRange, read_interface_names, read_prefixes};
+use super::{PortRange, mapping, read_interface_names, read_prefixes};
 use crate::{
     config_file::{ConfigError, ConfigFile},
     dataplane::{
@@ -13,8 +13,7 @@ use crate::{
         gateway::{Gateway, OutsideAddress, OutsideAddress6, Realm, StaticMapping},
         nat::Prefix64,
     },
-    limits::{OUTSIDE_ADDRESSES_MAX, PORT_MAPPINGS_MAX},
-    wire::ip4,
+    limits::OUTSIDE_ADDRESSES_MAX,
 };
 
 /// What a node does as a gateway.
@@ -53,15 +52,7 @@ pub(super) struct Table {
     #[serde(default)]
     exempt6: Vec<Spanned<String>>,
     #[serde(default)]
-    mapping: Vec<MappingTable>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MappingTable {
-    protocol: Spanned<String>,
-    outside: Spanned<String>,
-    inside: Spanned<String>,
+    mapping: Vec<mapping::Table>,
 }
 
 impl GatewayConfig {
@@ -80,15 +71,18 @@ impl GatewayConfig {
             return Err(file.error("gateway.outside", both.span(), message));
         }
         let addresses = read_addresses(file, table, own)?;
+        let addresses6 = read_addresses6(file, "gateway.addresses6", &table.addresses6, own)?;
+        let nat64 = read_nat64(file, "gateway.nat64_prefix", table.nat64_prefix.as_ref())?;
         let reserved =
             [control.map(|at| (*at.ip(), at.port())), own.first.checked_sub(1).map(|data| (own.address, data))];
-        let mappings = read_mappings(file, &table.mapping, &addresses, &reserved)?;
+        let known = mapping::Outside { addresses: &addresses, addresses6: &addresses6, nat64, reserved };
+        let mappings = mapping::read(file, &table.mapping, &known)?;
         Ok(Self {
             inside,
             outside,
             addresses,
-            addresses6: read_addresses6(file, "gateway.addresses6", &table.addresses6, own)?,
-            nat64: read_nat64(file, "gateway.nat64_prefix", table.nat64_prefix.as_ref())?,
+            addresses6,
+            nat64,
             exempt: read_prefixes(file, "gateway.exempt", &table.exempt)?,
             exempt6: read_prefixes(file, "gateway.exempt6", &table.exempt6)?,
             mappings,
@@ -199,69 +193,8 @@ pub(super) fn read_nat64(
     prefix.map(|prefix| file.parse_field(field, prefix, what)).transpose()
 }
 
-fn read_mappings(
-    file: &ConfigFile,
-    tables: &[MappingTable],
-    addresses: &[OutsideAddress],
-    reserved: &[Option<(Ipv4Addr, u16)>],
-) -> Result<Vec<StaticMapping>, ConfigError> {
-    let mut mappings: Vec<StaticMapping> = Vec::new();
-    for table in tables {
-        let protocol = match table.protocol.get_ref().as_str() {
-            "tcp" => ip4::TCP,
-            "udp" => ip4::UDP,
-            other => {
-                let message = format!("'{other}' is not allowed: tcp or udp");
-                return Err(file.error("gateway.mapping.protocol", table.protocol.span(), message));
-            }
-        };
-        let outside = read_end(file, "gateway.mapping.outside", &table.outside)?;
-        let refuse = |why: String| {
-            Err(file.error(
-                "gateway.mapping.outside",
-                table.outside.span(),
-                format!("{}:{} {why}", outside.0, outside.1),
-            ))
-        };
-        let Some(known) = addresses.iter().find(|known| known.address == outside.0) else {
-            return refuse("is not allowed: its address is none of the gateway's".to_owned());
-        };
-        if (known.first..=known.last).contains(&outside.1) {
-            let range = PortRange { first: known.first, last: known.last };
-            return refuse(format!(
-                "is not allowed: the ports {range} of this address are given out as they are needed"
-            ));
-        }
-        if mappings.iter().any(|known| (known.protocol, known.outside) == (protocol, outside)) {
-            return refuse("is given twice".to_owned());
-        }
-        if protocol == ip4::UDP && reserved.contains(&Some(outside)) {
-            return refuse("is not allowed: other nodes send there (node.control, the first of node.ports)".to_owned());
-        }
-        let inside = read_end(file, "gateway.mapping.inside", &table.inside)?;
-        if mappings.iter().any(|known| (known.protocol, known.inside) == (protocol, inside)) {
-            let message =
-                format!("{}:{} has a mapping already: what it sends could leave as either", inside.0, inside.1);
-            return Err(file.error("gateway.mapping.inside", table.inside.span(), message));
-        }
-        mappings.push(StaticMapping { protocol, outside, inside });
-        if mappings.len() > PORT_MAPPINGS_MAX {
-            return refuse(format!("is one too many: {PORT_MAPPINGS_MAX} mappings at most"));
-        }
-    }
-    Ok(mappings)
-}
-
-fn read_end(file: &ConfigFile, field: &str, value: &Spanned<String>) -> Result<(Ipv4Addr, u16), ConfigError> {
-    let end: SocketAddrV4 = file.parse_field(field, value, "an IPv4 address and port, like 192.0.2.1:80")?;
-    if end.port() == 0 || end.ip().is_unspecified() {
-        return Err(file.error(field, value.span(), format!("'{end}' is not allowed: one address and port")));
-    }
-    Ok((*end.ip(), end.port()))
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::{NodeConfig, tests::read_text};
     use super::*;
 
@@ -275,7 +208,7 @@ outside = ["OUT"]
 "#;
 
     /// Reads `GOOD` with more lines behind it. `OUT` stands for an interface that is there beside lo.
-    fn read(more: &str) -> Result<NodeConfig, String> {
+    pub(in super::super) fn read(more: &str) -> Result<NodeConfig, String> {
         let other = nix::net::if_::if_nameindex().unwrap();
         let other = other.iter().map(|i| i.name().to_str().unwrap().to_owned()).find(|name| name != "lo");
         read_text(&(GOOD.to_owned() + more).replace("OUT", &other.expect("an interface beside lo")))
@@ -348,40 +281,6 @@ outside = ["OUT"]
         let outside = OutsideAddress6 { address: "2001:db8::1".parse().unwrap(), first: 40_001, last: 49_999 };
         assert_eq!((&config.nat.addresses6, config.nat.nat64), (&vec![outside], Some(Prefix64::WELL_KNOWN)));
         assert_eq!(gateway.resolve(&[]).exempt6, ["2001:db8:9::/48".parse().unwrap()]);
-        let good = "[[gateway.mapping]]\nprotocol = \"tcp\"\noutside = \"192.0.2.1:80\"\ninside = \"10.0.0.2:8080\"\n";
-        assert_eq!(read(good).unwrap().gateway.unwrap().mappings.len(), 1);
-        for (old, new, complaint) in [
-            ("tcp", "icmp", "9: gateway.mapping.protocol: 'icmp' is not allowed: tcp or udp"),
-            (
-                "192.0.2.1:80",
-                "192.0.2.9:80",
-                "10: gateway.mapping.outside: 192.0.2.9:80 is not allowed: its address is none of the gateway's",
-            ),
-            (
-                "192.0.2.1:80",
-                "192.0.2.1:40001",
-                "10: gateway.mapping.outside: 192.0.2.1:40001 is not allowed: the ports 40001-49999 of this address are \
-                 given out as they are needed",
-            ),
-            (
-                "10.0.0.2:8080",
-                "10.0.0.2",
-                "11: gateway.mapping.inside: '10.0.0.2' is not an IPv4 address and port, like 192.0.2.1:80",
-            ),
-            (
-                "10.0.0.2:8080",
-                "10.0.0.2:0",
-                "11: gateway.mapping.inside: '10.0.0.2:0' is not allowed: one address and port",
-            ),
-        ] {
-            assert_eq!(read(&good.replace(old, new)).unwrap_err(), format!("node.toml:{complaint}"));
-        }
-        let twice = read(&format!("{good}{good}")).unwrap_err();
-        assert_eq!(twice, "node.toml:14: gateway.mapping.outside: 192.0.2.1:80 is given twice");
-        let twice = read(&format!("{good}{}", good.replace(":80\"", ":81\""))).unwrap_err();
-        let complaint =
-            "15: gateway.mapping.inside: 10.0.0.2:8080 has a mapping already: what it sends could leave as either";
-        assert_eq!(twice, format!("node.toml:{complaint}"));
     }
 
     #[test]

@@ -16,8 +16,9 @@ const TABLES: [(&str, [&str; 2]); 6] = [
 ];
 
 /// Files whose every test stands in the section about IPv6, whose tests may be anybody's.
-const FILES_OF_IPV6: [&str; 3] = [
+const FILES_OF_IPV6: [&str; 4] = [
     include_str!("rfc6146.rs"),
+    include_str!("forwarded6.rs"),
     include_str!("../../../tests/e2e/gateway6.rs"),
     include_str!("../../../tests/e2e/overlay6.rs"),
 ];

@@ -75,10 +75,14 @@ impl Model {
             |address: &Ipv4Addr| OutsideAddress { address: *address, first: setup.ports.0, last: setup.ports.1 };
         let mut config = NatConfig::new(outside(&OUTSIDE[0]));
         (setup.adjust)(&mut config);
+        let end = |(address, port)| match address {
+            IpAddr::V4(address) => (address, port),
+            IpAddr::V6(_) => panic!("the model knows IPv4"),
+        };
         let forwarded = |mapping: &StaticMapping| {
-            let (outside, peers, connection) = (mapping.outside, HashSet::new(), Connection::Opening);
+            let (outside, peers, connection) = (end(mapping.outside), HashSet::new(), Connection::Opening);
             let held = Held { outside, used: 0, peers, connection, is_static: true };
-            ((mapping.protocol, mapping.inside, None), held)
+            ((mapping.protocol, end(mapping.inside), None), held)
         };
         Self {
             workers: setup.workers,
@@ -110,7 +114,10 @@ impl Model {
     }
 
     fn key(&self, flow: Flow) -> Key {
-        (flow.protocol, flow.inside, self.config.is_endpoint_dependent.then_some(flow.remote))
+        let for_all = (flow.protocol, flow.inside, None);
+        // A forwarded port is for every server, whatever the others are for.
+        let is_for_one = self.config.is_endpoint_dependent && !self.held.contains_key(&for_all);
+        (flow.protocol, flow.inside, is_for_one.then_some(flow.remote))
     }
 
     fn limit(&self, key: &Key, held: &Held) -> Nanos {
@@ -575,17 +582,35 @@ fn blocks_of_ports_are_one_hosts_as_in_the_model() {
     assert_ne!(nat.dropped(Reason::PortsExhausted), 0);
 }
 
+fn with_forwarded_ports() -> Setup {
+    let forwarded = |protocol, port, inside: Endpoint| StaticMapping {
+        protocol,
+        outside: (OUTSIDE[0].into(), port),
+        inside: (inside.0.into(), inside.1),
+    };
+    let mappings = vec![
+        forwarded(ip4::UDP, 53, (OTHER_HOST, 5001)),
+        forwarded(ip4::UDP, 99, (HOST, 5002)),
+        forwarded(ip4::TCP, 80, (HOST, 5003)),
+    ];
+    Setup { mappings, ..Setup::default() }
+}
+
 #[test]
 fn forwarded_ports_are_there_from_the_start_to_the_end_as_in_the_model() {
+    run(with_forwarded_ports, 0x5eed_000a);
+}
+
+#[test]
+fn forwarded_ports_of_an_endpoint_dependent_nat_are_for_every_server_as_in_the_model() {
     run(
         || Setup {
-            mappings: vec![
-                StaticMapping { protocol: ip4::UDP, outside: (OUTSIDE[0], 53), inside: (OTHER_HOST, 5001) },
-                StaticMapping { protocol: ip4::UDP, outside: (OUTSIDE[0], 99), inside: (HOST, 5002) },
-            ],
-            ..Setup::default()
+            workers: 2,
+            bindings: 1024,
+            adjust: |nat| nat.is_endpoint_dependent = true,
+            ..with_forwarded_ports()
         },
-        0x5eed_000a,
+        0x5eed_000b,
     );
 }
 

@@ -15,12 +15,12 @@ use crate::{
     wire::{icmp6, ip6},
 };
 
-const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0xff, 0, 0, 0, 1);
-const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
-const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+pub(super) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0xff, 0, 0, 0, 1);
+pub(super) const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
+pub(super) const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 const OTHER_SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 
-type Endpoint6 = (Ipv6Addr, u16);
+pub(super) type Endpoint6 = (Ipv6Addr, u16);
 
 /// The hosts' network inside, everyone else outside.
 pub(super) fn routes() -> Vec<Route<Ipv6Addr>> {
@@ -31,7 +31,7 @@ pub(super) fn routes() -> Vec<Route<Ipv6Addr>> {
     ]
 }
 
-fn translate(nat: &mut NatConfig) {
+pub(super) fn translate(nat: &mut NatConfig) {
     let own = nat.addresses[0];
     nat.addresses6 = vec![OutsideAddress6 { address: OUTSIDE6, first: own.first, last: own.last }];
     nat.nat64 = Some(Prefix64::WELL_KNOWN);
@@ -41,23 +41,23 @@ fn nat() -> Nat {
     Nat::adjusted(translate)
 }
 
-fn name(address: Ipv4Addr) -> Ipv6Addr {
+pub(super) fn name(address: Ipv4Addr) -> Ipv6Addr {
     Prefix64::WELL_KNOWN.embed(address)
 }
 
-fn host(number: u16) -> Ipv6Addr {
+pub(super) fn host(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, number)
 }
 
 /// To a server of IPv4 by its name, and to one of IPv6.
-const BOTH: [fn(u8) -> Ipv6Addr; 2] = [
+pub(super) const BOTH: [fn(u8) -> Ipv6Addr; 2] = [
     |number| name(Ipv4Addr::new(198, 51, 100, number)),
     |number| Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number as u16),
 ];
 
 /// How the server sees a packet's sender, in whichever family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Seen {
+pub(super) enum Seen {
     Ip4(Endpoint),
     Ip6(Endpoint6),
 }
@@ -72,14 +72,14 @@ fn seen_in(packet: &[u8]) -> Seen {
 }
 
 #[track_caller]
-fn seen(nat: &mut Nat, packet: &[u8]) -> Seen {
+pub(super) fn seen(nat: &mut Nat, packet: &[u8]) -> Seen {
     let out = nat.send_inside(packet);
     assert_eq!((out.len(), out[0].is_to_inside), (1, false), "one packet goes out: {out:02x?}");
     seen_in(&out[0].packet)
 }
 
 /// A server's UDP packet to whom it sees.
-fn answer(server: Ipv6Addr, port: u16, to: Seen) -> Vec<u8> {
+pub(super) fn answer(server: Ipv6Addr, port: u16, to: Seen) -> Vec<u8> {
     match to {
         Seen::Ip4(to) => udp_packet((Prefix64::WELL_KNOWN.extract(server).unwrap(), port), to, b"answer"),
         Seen::Ip6(to) => udp6_packet((server, port), to, b"answer"),
@@ -87,14 +87,14 @@ fn answer(server: Ipv6Addr, port: u16, to: Seen) -> Vec<u8> {
 }
 
 /// A server's TCP segment to whom it sees.
-fn segment_to(server: Ipv6Addr, to: Seen, flags: u8, numbers: (u32, u32)) -> Vec<u8> {
+pub(super) fn segment_to(server: Ipv6Addr, to: Seen, flags: u8, numbers: (u32, u32)) -> Vec<u8> {
     match to {
         Seen::Ip4(to) => segment((Prefix64::WELL_KNOWN.extract(server).unwrap(), 80), to, flags, numbers.0, numbers.1),
         Seen::Ip6(to) => numbered(tcp6_packet((server, 80), to, flags, &[]), numbers),
     }
 }
 
-fn numbered(packet: Vec<u8>, (sequence, acknowledgement): (u32, u32)) -> Vec<u8> {
+pub(super) fn numbered(packet: Vec<u8>, (sequence, acknowledgement): (u32, u32)) -> Vec<u8> {
     let header = ip6::parse(&packet).unwrap();
     let mut segment = packet[ip6::HEADER_BYTES..].to_vec();
     write(&mut segment, tcp::SEQUENCE, &sequence.to_be_bytes());
@@ -103,7 +103,7 @@ fn numbered(packet: Vec<u8>, (sequence, acknowledgement): (u32, u32)) -> Vec<u8>
     crate::dataplane::testing6::packet6(header.source, header.destination, ip4::TCP, &segment)
 }
 
-fn is_let_in(nat: &mut Nat, packet: &[u8]) -> bool {
+pub(super) fn is_let_in(nat: &mut Nat, packet: &[u8]) -> bool {
     nat.send_outside(packet).iter().any(|sent| sent.is_to_inside)
 }
 
@@ -336,11 +336,30 @@ fn s3_5_a_flow_that_finds_no_port_is_refused_and_never_forwarded_untranslated() 
     }
 }
 
-/// Hosts, ports, servers and times at random, over two workers: every answer reaches whom it is for, as the model (a map)
-/// says, and nothing is left in the end.
+/// Hosts, ports, servers and times at random, over two workers, some ports forwarded: every answer reaches whom it is for, as the
+/// model (a map) says, and nothing is left in the end.
 #[test]
 fn random_flows_of_all_three_translations_find_their_hosts_and_leave_nothing_behind() {
-    let mut nat = Nat::with(Setup { workers: 2, bindings: 2048, adjust: translate, ..Setup::default() });
+    // Host, port and way (as below) of those that are forwarded, and from where.
+    let forwarded: [((u64, u16, usize), Seen); 4] = [
+        ((5, 1003, 0), Seen::Ip4((OUTSIDE[0], 80))),
+        ((6, 1004, 1), Seen::Ip6((OUTSIDE6, 80))),
+        ((5, 1003, 1), Seen::Ip6((OUTSIDE6, 81))),
+        ((7, 1005, 2), Seen::Ip4((OUTSIDE[0], 82))),
+    ];
+    let mapping = |((number, port, way), outside): ((u64, u16, usize), Seen)| {
+        let outside = match outside {
+            Seen::Ip4((address, port)) => (address.into(), port),
+            Seen::Ip6((address, port)) => (address.into(), port),
+        };
+        let inside = match way {
+            2 => Ipv4Addr::new(10, 0, 0, number as u8).into(),
+            _ => host(number as u16).into(),
+        };
+        StaticMapping { protocol: ip4::UDP, outside, inside: (inside, port) }
+    };
+    let mappings = forwarded.map(mapping).to_vec();
+    let mut nat = Nat::with(Setup { workers: 2, bindings: 2048, adjust: translate, mappings, ..Setup::default() });
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut draw = |below: u64| {
         random ^= random << 13;
@@ -348,7 +367,8 @@ fn random_flows_of_all_three_translations_find_their_hosts_and_leave_nothing_beh
         random ^= random << 17;
         random % below
     };
-    let mut model: HashMap<Seen, (u64, u16, usize)> = HashMap::new();
+    let mut model: HashMap<Seen, (u64, u16, usize)> =
+        forwarded.into_iter().map(|(inside, outside)| (outside, inside)).collect();
     for round in 0..4000 {
         let (number, port, way) = (2 + draw(40), 1000 + draw(8) as u16, draw(3) as usize);
         let server = 1 + draw(5) as u8;
@@ -363,6 +383,8 @@ fn random_flows_of_all_three_translations_find_their_hosts_and_leave_nothing_beh
         let seen = seen(&mut nat, &sent);
         let known = *model.entry(seen).or_insert((number, port, way));
         assert_eq!(known, (number, port, way), "round {round}: a port of two hosts");
+        let its = forwarded.iter().find(|(inside, _)| *inside == known);
+        assert!(its.is_none_or(|(_, outside)| *outside == seen), "round {round}: not as forwarded");
         let (seen, (number, port, way)) =
             *model.iter().nth(draw(model.len() as u64) as usize).map(|(s, k)| (*s, *k)).as_ref().unwrap();
         let named = BOTH[if way == 1 { 1 } else { 0 }](server);
@@ -379,5 +401,7 @@ fn random_flows_of_all_three_translations_find_their_hosts_and_leave_nothing_beh
     }
     assert_eq!(nat.bindings(), model.len() as u64);
     nat.pass(400 * SECOND);
+    assert_eq!(nat.bindings(), forwarded.len() as u64);
+    nat.set_mappings(Vec::new());
     nat.assert_all_free();
 }

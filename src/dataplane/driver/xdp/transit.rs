@@ -20,6 +20,7 @@ use crate::dataplane::{
 #[derive(Debug)]
 pub struct TransitRules {
     forwarded: HashMap<MapData, Forwarded, u8>,
+    forwarded6: HashMap<MapData, Forwarded6, u8>,
     local: HashMap<MapData, u32, u8>,
     exempt: LpmTrie<MapData, u32, u8>,
     local6: HashMap<MapData, [u8; 16], u8>,
@@ -47,6 +48,25 @@ impl Forwarded {
     }
 }
 
+/// `struct forwarded6` of the program.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Forwarded6 {
+    address: [u8; 16],
+    port: u16,
+    protocol: u8,
+    zero: u8,
+}
+
+// SAFETY: plain integers without padding between or behind them.
+unsafe impl Pod for Forwarded6 {}
+
+impl Forwarded6 {
+    fn new((protocol, address, port): (u8, Ipv6Addr, u16)) -> Self {
+        Self { address: address.octets(), port: port.to_be(), protocol, zero: 0 }
+    }
+}
+
 pub(super) fn in_network_order(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
 }
@@ -65,6 +85,7 @@ impl TransitRules {
         let mut take = |name| ebpf.take_map(name).expect("the program has this map");
         Ok(Self {
             forwarded: take("forwarded").try_into()?,
+            forwarded6: take("forwarded6").try_into()?,
             local: take("local").try_into()?,
             exempt: take("exempt").try_into()?,
             local6: take("local6").try_into()?,
@@ -100,6 +121,12 @@ impl TransitRules {
     }
 
     fn set6(&mut self, old: &Transit, new: &Transit) -> Result<(), MapError> {
+        for entry in new.forwarded6.iter().filter(|entry| !old.forwarded6.contains(entry)) {
+            self.forwarded6.insert(Forwarded6::new(*entry), 0, 0)?;
+        }
+        for entry in old.forwarded6.iter().filter(|entry| !new.forwarded6.contains(entry)) {
+            self.forwarded6.remove(&Forwarded6::new(*entry))?;
+        }
         for address in new.local6.iter().filter(|address| !old.local6.contains(address)) {
             self.local6.insert(Ipv6Addr::octets(address), 0, 0)?;
         }

@@ -512,6 +512,55 @@ mod ip6_tests {
     }
 
     #[test]
+    fn a_forwarded_port_is_taken_at_its_address_and_protocol_alone() {
+        let to = |protocol, address, port| match protocol {
+            ip4::UDP => framed(&udp6_packet((SERVER, 5), (address, port), b"x")),
+            _ => framed(&tcp6_packet((SERVER, 5), (address, port), tcp::SYN, &[])),
+        };
+        let mut program = gateway6(Realm::Outside);
+        expect(&mut program, &to(ip4::TCP, OURS6, 80), Verdict::PassPort);
+        let mut rules = program.rules.take().unwrap();
+        let transit = Transit { forwarded6: vec![(ip4::TCP, OURS6, 80), (ip4::UDP, OURS6, 53)], ..transit() };
+        rules.set(&transit).unwrap();
+        for (protocol, port, verdict) in [
+            (ip4::TCP, 80, Verdict::XskTcp),
+            (ip4::TCP, 53, Verdict::PassPort),
+            (ip4::UDP, 80, Verdict::PassPort),
+            (ip4::UDP, 53, Verdict::XskUdp),
+        ] {
+            expect(&mut program, &to(protocol, OURS6, port), verdict);
+        }
+        expect(&mut program, &to(ip4::TCP, ALSO_LOCAL, 80), Verdict::PassAddress);
+        let quoting = |quoted: Vec<u8>| {
+            framed(&icmp6_packet(SERVER, OURS6, icmp6::UNREACHABLE, 0, &[&[0; 4], &quoted[..]].concat()))
+        };
+        let answer = |protocol| match protocol {
+            ip4::UDP => udp6_packet((OURS6, 80), (SERVER, 5), b"x"),
+            _ => tcp6_packet((OURS6, 80), (SERVER, 5), tcp::ACK, &[]),
+        };
+        expect(&mut program, &quoting(answer(ip4::TCP)), Verdict::XskIcmpError);
+        expect(&mut program, &quoting(answer(ip4::UDP)), Verdict::PassIcmpQuote);
+        rules.set(&self::transit()).unwrap();
+        expect(&mut program, &to(ip4::TCP, OURS6, 80), Verdict::PassPort);
+    }
+
+    #[test]
+    fn to_our_outside_addresses_an_inside_host_reaches_what_everyone_does() {
+        let mut program = gateway6(Realm::Inside);
+        let mut rules = program.rules.take().unwrap();
+        let local6 = vec![OURS6, ALSO_LOCAL];
+        rules.set(&Transit { local6, forwarded6: vec![(ip4::UDP, OURS6, 53)], ..transit() }).unwrap();
+        let whole = |port| udp6_packet((HOST, 1), (OURS6, port), &[7; 40]);
+        expect(&mut program, &framed(&whole(53)), Verdict::XskRouted);
+        expect(&mut program, &framed(&whole(54)), Verdict::PassLocal);
+        for (identification, port, verdict) in [(1, 53, Verdict::XskRouted), (2, 54, Verdict::PassLocal)] {
+            for part in fragments6(&whole(port), 16, identification) {
+                expect(&mut program, &framed(&part), verdict);
+            }
+        }
+    }
+
+    #[test]
     fn a_node_that_does_not_translate_it_leaves_ipv6_to_the_kernel() {
         for realm in [Realm::Neither, Realm::Inside, Realm::Outside] {
             let mut program = load_at(&Reserved { transit: transit(), ..reserved() }, realm);
