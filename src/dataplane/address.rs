@@ -6,6 +6,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use crate::wire::ethernet;
+
 /// An IPv4 or IPv6 address.
 pub trait Address: Copy + Ord + Hash + Debug + Send + 'static {
     /// Its bits as a number.
@@ -14,6 +16,8 @@ pub trait Address: Copy + Ord + Hash + Debug + Send + 'static {
     const LENGTH: u8;
     /// None in particular.
     const UNSPECIFIED: Self;
+    /// EtherType of the packets that have such ones.
+    const ETHER_TYPE: u16;
 
     /// The number.
     fn number(self) -> Self::Bits;
@@ -34,6 +38,7 @@ impl Address for Ipv4Addr {
     type Bits = u32;
     const LENGTH: u8 = 32;
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
+    const ETHER_TYPE: u16 = ethernet::TYPE_IP4;
 
     #[inline]
     fn number(self) -> u32 {
@@ -60,6 +65,7 @@ impl Address for Ipv6Addr {
     type Bits = u128;
     const LENGTH: u8 = 128;
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
+    const ETHER_TYPE: u16 = ethernet::TYPE_IP6;
 
     #[inline]
     fn number(self) -> u128 {

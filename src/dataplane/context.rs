@@ -12,6 +12,7 @@ use super::{
     command::{Event, PuntCause},
     conntrack::{FanInit, Link, Role, SOURCE_PORTS, Slot, SourcePorts},
     driver::Frames,
+    express::Express,
     fan::Fan,
     forwarding::{Identity, Peer},
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
@@ -43,6 +44,8 @@ pub struct Context {
     pub index: usize,
     /// The node's addresses and keys.
     pub identity: Identity,
+    /// What most packets look like.
+    pub(super) express: Express,
     /// Metadata of the packet slots.
     pub packets: Box<[Packet; PACKET_SLOTS]>,
     /// Why a packet on its way to `punt` goes there.
@@ -169,22 +172,27 @@ impl Context {
     /// there is no room the copy counts as dropped.
     #[inline]
     pub fn copy(&mut self, frames: &mut Frames, slot: usize, node: NodeId, next: NodeId) -> Option<usize> {
-        let original = self.packets[slot];
         add(&self.published.worker.injected, 1);
-        let (copy, frame) = match (self.free.is_empty(), self.spare.pop()) {
-            (false, Some(frame)) => (self.free.pop().expect("not empty"), frame),
-            (_, frame) => {
-                self.spare.extend(frame);
-                add(&self.published.nodes[node as usize].drops[Reason::NoSlot as usize], 1);
-                add(&self.published.worker.dropped, 1);
-                return None;
-            }
+        let (copy, frame) = match (self.free.pop(), self.spare.pop()) {
+            (Some(copy), Some(frame)) => (copy, frame),
+            (copy, frame) => return self.cannot_copy(node, copy, frame),
         };
+        let original = self.packets[slot];
         frames.copy(original.frame, frame, original.range());
         self.packets[copy] = Packet { frame, ..original };
         add(&self.published.nodes[node as usize].next[next as usize], 1);
         self.pending[next as usize].insert(copy);
         Some(copy)
+    }
+
+    /// What was there for the copy goes back.
+    #[cold]
+    fn cannot_copy(&mut self, node: NodeId, slot: Option<usize>, frame: Option<u32>) -> Option<usize> {
+        slot.into_iter().for_each(|slot| self.free.insert(slot));
+        self.spare.extend(frame);
+        add(&self.published.nodes[node as usize].drops[Reason::NoSlot as usize], 1);
+        add(&self.published.worker.dropped, 1);
+        None
     }
 
     /// The packet goes down every path of a fan: the last one takes the packet itself, the others take copies, so
@@ -198,15 +206,13 @@ impl Context {
         node: NodeId,
         address: impl Fn(&mut Frames, &mut Packet, &Identity, (&Link, SourcePorts), &mut Unsigned),
     ) -> Verdict {
-        let Some(last) = self.fans[fan].last_path() else { return Verdict::Drop(Reason::NoPath) };
-        for path in 0..=last {
-            if self.fans[fan].link(path).is_none() {
-                continue;
-            }
-            let taken = if path == last { Some(slot) } else { self.copy(frames, slot, node, NodeId::IpOutput) };
-            if let Some(taken) = taken
-                && let Some(hop) = self.fans[fan].link(path)
-            {
+        let mut paths = self.fans[fan].paths();
+        if paths.is_empty() {
+            return Verdict::Drop(Reason::NoPath);
+        }
+        while let Some(path) = paths.next() {
+            let taken = if paths.is_empty() { Some(slot) } else { self.copy(frames, slot, node, NodeId::IpOutput) };
+            if let (Some(taken), Some(hop)) = (taken, self.fans[fan].link(path)) {
                 let packet = &mut self.packets[taken];
                 packet.path = path;
                 address(frames, packet, &self.identity, hop, &mut self.unsigned);

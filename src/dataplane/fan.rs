@@ -30,6 +30,30 @@ pub struct Fan {
     lanes: [Lane; PATHS_MAX],
 }
 
+/// Some of a fan's paths, by number.
+#[derive(Clone, Copy, Debug)]
+pub struct Paths(u8);
+
+impl Iterator for Paths {
+    type Item = u8;
+
+    /// The lowest number.
+    #[inline]
+    fn next(&mut self) -> Option<u8> {
+        let path = (self.0 != 0).then(|| self.0.trailing_zeros() as u8)?;
+        self.0 &= self.0 - 1;
+        Some(path)
+    }
+}
+
+impl Paths {
+    /// True where there is no further one.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// One path: a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -95,11 +119,7 @@ impl Fan {
     /// Asks for the lines that a packet down all paths touches.
     #[inline]
     pub fn prefetch_links(&self) {
-        let mut paths = self.paths;
-        while paths != 0 {
-            prefetch(&self.lanes[paths.trailing_zeros() as usize % PATHS_MAX]);
-            paths &= paths - 1;
-        }
+        self.paths().for_each(|path| prefetch(&self.lanes[usize::from(path)]));
     }
 
     /// How many paths have a link.
@@ -107,10 +127,10 @@ impl Fan {
         self.paths.count_ones() as usize
     }
 
-    /// The highest number of a path that has a link.
+    /// The paths that have a link.
     #[inline]
-    pub fn last_path(&self) -> Option<u8> {
-        self.paths.checked_ilog2().map(|path| path as u8)
+    pub fn paths(&self) -> Paths {
+        Paths(self.paths)
     }
 
     /// The link of a path and its ports; `None` where there is none, or no such path.
@@ -160,16 +180,16 @@ mod tests {
     #[test]
     fn paths_come_and_go() {
         let mut fan = Fan::unused();
-        assert_eq!((fan.width(), fan.last_path()), (0, None));
+        assert_eq!((fan.width(), fan.paths().collect()), (0, vec![]));
         for path in [3, 0, 7] {
             assert!(
                 fan.set_link(path, Some((Link { generation: u16::from(path), ..Link::NONE }, SourcePorts::default())))
             );
         }
-        assert_eq!((fan.width(), fan.last_path()), (3, Some(7)));
+        assert_eq!((fan.width(), fan.paths().collect()), (3, vec![0, 3, 7]));
         assert_eq!(fan.link(3).map(|(link, _)| link.generation), Some(3));
         assert!(fan.set_link(7, None));
-        assert_eq!((fan.width(), fan.last_path()), (2, Some(3)));
+        assert_eq!((fan.width(), fan.paths().collect()), (2, vec![0, 3]));
         assert!(fan.link(7).is_none() && fan.link(8).is_none() && fan.link(255).is_none());
         assert!(!fan.set_link(8, Some((Link::NONE, SourcePorts::default()))));
     }

@@ -185,6 +185,12 @@ impl Bitmap {
         self.0[slot / 64] |= 1 << (slot % 64);
     }
 
+    /// Takes a slot out.
+    #[inline]
+    pub fn remove(&mut self, slot: usize) {
+        self.0[slot / 64] &= !(1 << (slot % 64));
+    }
+
     /// Puts slots in, the lowest being `64 * word`.
     #[inline]
     pub fn insert_word(&mut self, word: usize, slots: u64) {

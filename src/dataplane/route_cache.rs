@@ -9,18 +9,23 @@ use super::{
     forwarding::{Forwarding, Lookup},
     gateway::Realm,
 };
-use crate::wire::ethernet::Mac;
+use crate::wire::ethernet;
 
 /// A gateway's hosts and their servers, or an exit's servers: tens of thousands of destinations at a time.
 const ENTRIES: usize = 1 << 14;
 
-/// What a packet to one destination needs to know.
+/// What a packet to one destination needs to know: one cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub struct Cached<A = Ipv4Addr> {
     destination: A,
     epoch: u32,
-    /// MAC address of the interface it leaves by.
-    pub source: Mac,
+    /// Bytes of an IP packet that may leave now, at most: nothing where there is no way, or it is not resolved or down.
+    pub room: u16,
+    /// The interface it leaves by.
+    pub interface: u8,
+    /// The Ethernet header it leaves with.
+    pub header: [u8; ethernet::HEADER_BYTES],
     /// Where it leaves.
     pub lookup: Lookup<A>,
     /// True where an exit may send there.
@@ -40,7 +45,9 @@ impl<A: Address> Cached<A> {
     const STALE: Self = Self {
         destination: A::UNSPECIFIED,
         epoch: 0,
-        source: [0; 6],
+        room: 0,
+        interface: 0,
+        header: [0; ethernet::HEADER_BYTES],
         lookup: Lookup::NoRoute,
         is_exit_allowed: false,
         mtu: 0,
@@ -49,6 +56,8 @@ impl<A: Address> Cached<A> {
         is_exempt: false,
     };
 }
+
+const _: () = assert!(size_of::<Cached>() == 64 && size_of::<Cached<Ipv6Addr>>() <= 128);
 
 /// The current snapshot and the cache over it.
 #[derive(Debug)]
@@ -141,9 +150,16 @@ impl RouteCache {
     fn way<A: Address>(&self, lookup: Lookup<A>) -> Cached<A> {
         let number = lookup.interface();
         let interface = number.and_then(|number| self.forwarding.interfaces.get(usize::from(number)));
+        let (mut header, mut room) = ([0; ethernet::HEADER_BYTES], 0);
+        if let (Some(interface), Lookup::Found { mac, .. }) = (interface, lookup) {
+            ethernet::emit_as(&mut header, mac, interface.mac, A::ETHER_TYPE);
+            room = if interface.is_up { interface.mtu } else { 0 };
+        }
         Cached {
             lookup,
-            source: interface.map_or([0; 6], |i| i.mac),
+            room,
+            interface: number.unwrap_or_default(),
+            header,
             mtu: interface.map_or(0, |i| i.mtu),
             is_up: interface.is_some_and(|i| i.is_up),
             realm: number.map_or(Realm::Neither, |number| self.realm(number)),

@@ -14,6 +14,7 @@ use super::{
     conntrack::{Role, Slot, SourcePorts},
     context::Context,
     driver::{Driver, Received, Transmit},
+    express::Express,
     fan::Fan,
     forwarding::{Forwarding, Identity},
     graph::{NODE_COUNT, NODES, NodeId},
@@ -116,7 +117,7 @@ pub struct Worker<D: Driver> {
     tick: Tick,
     histograms: Box<Histograms>,
     received: Box<[Received; PACKET_SLOTS]>,
-    transmit: Vec<Transmit>,
+    transmit: Box<[Transmit; PACKET_SLOTS]>,
     /// The most paths a session here has or had: each packet may become this many.
     width: usize,
     /// Nodes are counted and timed.
@@ -132,6 +133,7 @@ impl<D: Driver> Worker<D> {
             tick: 0,
             index: config.index,
             identity: config.identity,
+            express: Express::new(&config.identity),
             packets: Box::new([Packet::EMPTY; PACKET_SLOTS]),
             punts: Box::new([no_cause; PACKET_SLOTS]),
             slots: HugeArray::new(config.slots as usize, &Slot::FREE),
@@ -174,7 +176,7 @@ impl<D: Driver> Worker<D> {
             tick: config.nat.tick,
             histograms: Box::default(),
             received: Box::new([Received::default(); PACKET_SLOTS]),
-            transmit: Vec::with_capacity(PACKET_SLOTS),
+            transmit: Box::new([Transmit::default(); PACKET_SLOTS]),
             width: 1,
             is_watched: true,
         }
@@ -576,48 +578,54 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let before = self.clock.raw();
-        self.transmit.clear();
-        let packets = &self.context.packets;
-        self.transmit.extend(batch.map(|slot| {
-            let Packet { frame, offset, length, interface, .. } = packets[slot];
-            Transmit { frame, offset, length, interface }
-        }));
+        let (now, packets) = (self.context.now, &self.context.packets);
+        let (mut count, mut bytes, mut late) = (0, 0, Bitmap::default());
+        batch.for_each(|slot| {
+            let Packet { frame, offset, length, interface, received, has_waited, .. } = packets[slot];
+            self.transmit[count % PACKET_SLOTS] = Transmit { frame, offset, length, interface };
+            count += 1;
+            bytes += u64::from(length);
+            if received != now || has_waited {
+                late.insert(slot);
+            }
+        });
         let mut refused = Bitmap::default();
-        self.driver.transmit(&self.transmit, &mut refused);
+        self.driver.transmit(&self.transmit[..count], &mut refused);
         self.driver.flush();
         let after = self.clock.raw();
         if self.is_watched {
-            self.record(NodeId::Tx, batch.count() as u64, after.saturating_sub(before));
+            self.record(NodeId::Tx, count as u64, after.saturating_sub(before));
         }
-        self.finish_sent(batch, refused, self.clock.delta_as_nanos(received, after));
+        let mut sent = batch;
+        if !refused.is_empty() {
+            // The places in `refused` found a ring full; their packets are still ours.
+            for (_, slot) in batch.enumerate().filter(|(place, _)| refused.contains(*place)) {
+                sent.remove(slot);
+                late.remove(slot);
+                bytes -= u64::from(self.context.packets[slot].length);
+                self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
+            }
+        }
+        self.record_residence(sent.count(), late, self.clock.delta_as_nanos(received, after));
+        self.context.free.insert_all(sent);
+        add(&self.context.published.worker.sent, sent.count() as u64);
+        add(&self.context.published.worker.sent_bytes, bytes);
     }
 
-    /// What the driver took is its own now; the places in `refused` found a ring full.
-    fn finish_sent(&mut self, batch: Bitmap, refused: Bitmap, in_sweep: Nanos) {
-        let (mut bytes, mut sent, mut fresh) = (0, 0, 0);
-        batch.enumerate().for_each(|(place, slot)| {
-            if refused.contains(place) {
-                return self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
-            }
+    /// Of `sent` packets all but those in `late` came in with this sweep, so that they stayed equally long: they are
+    /// recorded together.
+    fn record_residence(&mut self, sent: usize, late: Bitmap, in_sweep: Nanos) {
+        let fresh = (sent - late.count()) as u64;
+        if fresh > 0 {
+            self.histograms.residence.saturating_record_n(in_sweep, fresh);
+        }
+        late.for_each(|slot| {
             let packet = &self.context.packets[slot];
-            sent += 1;
-            bytes += u64::from(packet.length);
-            if packet.received == self.context.now && !packet.has_waited {
-                // All of these stayed equally long: they are recorded together.
-                fresh += 1;
-                return;
-            }
             let residence = self.context.now.saturating_sub(packet.received) + in_sweep;
             let histogram =
                 if packet.has_waited { &mut self.histograms.waited } else { &mut self.histograms.residence };
             histogram.saturating_record(residence);
         });
-        if fresh > 0 {
-            self.histograms.residence.saturating_record_n(in_sweep, fresh);
-        }
-        self.context.free.insert_all(batch);
-        add(&self.context.published.worker.sent, sent);
-        add(&self.context.published.worker.sent_bytes, bytes);
     }
 
     fn end(&mut self, packets: usize) {

@@ -3,11 +3,15 @@
 use std::net::Ipv4Addr;
 
 /// One's-complement sum of `bytes` on top of `sum`, folded to 16 bits.
-///
-/// The words are added as the CPU reads them and the sum is turned round once: it does not depend on the byte order
-/// (RFC 1071 section 2 (B)).
 #[inline]
 pub fn sum(bytes: &[u8], sum: u32) -> u32 {
+    u32::from(u16::from_be(folded(bytes))) + (sum & 0xffff) + (sum >> 16)
+}
+
+/// The sum of `bytes` in the CPU's byte order, on which it does not depend but for being turned round (RFC 1071
+/// section 2 (B)).
+#[inline]
+fn folded(bytes: &[u8]) -> u16 {
     let mut total = 0u64;
     let mut words = bytes.chunks_exact(4);
     for word in &mut words {
@@ -19,7 +23,7 @@ pub fn sum(bytes: &[u8], sum: u32) -> u32 {
     total += u64::from(u32::from_ne_bytes(last));
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff_ffff) + (total >> 32);
-    u32::from(u16::from_be(fold(total as u32))) + (sum & 0xffff) + (sum >> 16)
+    fold(total as u32)
 }
 
 /// Folds a sum to 16 bits.
@@ -39,7 +43,7 @@ pub fn of(bytes: &[u8]) -> u16 {
 /// True where `bytes`, checksum field included, sum to all ones.
 #[inline]
 pub fn is_valid(bytes: &[u8]) -> bool {
-    fold(sum(bytes, 0)) == 0xffff
+    folded(bytes) == 0xffff // the same in either byte order
 }
 
 /// The sum of the IPv4 pseudo-header of UDP and TCP.

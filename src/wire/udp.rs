@@ -1,6 +1,8 @@
 //! UDP (RFC 768).
 
-use super::{read_u16, write};
+use std::net::Ipv4Addr;
+
+use super::{checksum, ip4, read_u16, write};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 8;
@@ -22,6 +24,16 @@ pub fn checked_length(datagram: &[u8]) -> Option<usize> {
     }
     let length = usize::from(read_u16(datagram, LENGTH));
     (HEADER_BYTES..=datagram.len()).contains(&length).then_some(length)
+}
+
+/// True where the checksum is right or there is none. `datagram` must hold at least the header, and nothing behind the
+/// datagram.
+#[inline]
+pub fn is_checksum_valid(source: Ipv4Addr, destination: Ipv4Addr, datagram: &[u8]) -> bool {
+    read_u16(datagram, CHECKSUM) == 0 || {
+        let pseudo = checksum::pseudo_header(source, destination, ip4::UDP, datagram.len() as u16);
+        checksum::fold(checksum::sum(datagram, pseudo)) == 0xffff
+    }
 }
 
 /// Writes a header with a zero checksum, as RFC 6935 and RFC 768 allow for tunnels over IPv4: the relay

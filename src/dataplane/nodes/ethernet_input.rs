@@ -1,12 +1,12 @@
 //! Looks at the EtherType; has the packets that most are take a short way.
 //!
-//! Path: rx -> here -> ip4_input | ip6_input | relay_input (a plain relay packet: [`express`]) | ip_output or exit_down (one
+//! Path: rx -> here -> ip4_input | ip6_input | relay_input (a plain relay packet: [`express`](crate::dataplane::express)) | ip_output or exit_down (one
 //! of a flow that the NAT knows: [`established`]) | drop.
 //! Reads: offset, length. Writes: l3; on the short ways what the nodes write that are left out.
 
 use super::{prelude::*, relay_input::ask_for_session};
 use crate::{
-    dataplane::{express, nat::established, packet::Bitmap},
+    dataplane::{nat::established, packet::Bitmap},
     wire::ethernet,
 };
 
@@ -26,7 +26,7 @@ fn short_ways(context: &mut Context, frames: &mut Frames, batch: Bitmap) -> Bitm
     let (mut relayed, mut others) = (Bitmap::default(), Bitmap::default());
     let has_flows = !context.established.flows.is_unused();
     batch.for_each(|slot| {
-        if let Some(header) = express::relay_header(&mut context.packets[slot], frames, &context.identity) {
+        if let Some(header) = context.express.relay_header(&mut context.packets[slot], frames) {
             ask_for_session(context, header);
             relayed.insert(slot);
         } else if !(has_flows && established::ask_off_the_wire(context, frames, slot)) {

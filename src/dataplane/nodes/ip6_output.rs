@@ -3,36 +3,40 @@
 //! Path: everything of IPv6 that leaves -> here -> tx | punt (next hop unresolved) | drop.
 //! Reads: l3, offset, length; the destination in the packet's own header. Writes: interface.
 
+use std::net::Ipv6Addr;
+
 use super::prelude::*;
 use crate::{
-    dataplane::{command::PuntCause, forwarding::Lookup},
+    dataplane::{command::PuntCause, forwarding::Lookup, route_cache::Cached},
     wire::{ethernet, ip6},
 };
 
 node!(Ip6Output, "ip6_output", [Punt, Tx], ip6_output);
 
 fn ip6_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
-    let packet = context.packets[slot];
+    let packet = &mut context.packets[slot];
     let route = context.routes.lookup6(ip6::address(packet.ip(frames), ip6::DESTINATION));
-    let (interface, mac) = match route.lookup {
-        Lookup::Found { interface, mac } => (interface, mac),
-        Lookup::NoRoute => return Verdict::Drop(Reason::NoRoute),
+    if packet.ip_length() > usize::from(route.room) {
+        return stay(context, slot, &route);
+    }
+    packet.bytes(frames)[..ethernet::HEADER_BYTES].copy_from_slice(&route.header);
+    packet.interface = route.interface;
+    Verdict::Next(NodeId::Tx)
+}
+
+/// It cannot leave now, at least not as it is.
+#[cold]
+fn stay(context: &mut Context, slot: usize, route: &Cached<Ipv6Addr>) -> Verdict {
+    match route.lookup {
+        Lookup::NoRoute => Verdict::Drop(Reason::NoRoute),
         Lookup::Unresolved { interface, next_hop } => {
             let index = context.routes.forwarding().interfaces.get(usize::from(interface)).map_or(0, |i| i.index);
             let cause = PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() };
-            return context.punt(slot, cause, NodeId::Ip6Output);
+            context.punt(slot, cause, NodeId::Ip6Output)
         }
-    };
-    if !route.is_up {
-        return Verdict::Drop(Reason::InterfaceDown);
+        Lookup::Found { .. } if !route.is_up => Verdict::Drop(Reason::InterfaceDown),
+        Lookup::Found { .. } => Verdict::Drop(Reason::TooBig),
     }
-    if packet.ip_length() > usize::from(route.mtu) {
-        return Verdict::Drop(Reason::TooBig);
-    }
-    let source = context.routes.forwarding().interfaces[usize::from(interface)].mac;
-    ethernet::emit_as(packet.bytes(frames), mac, source, ethernet::TYPE_IP6);
-    context.packets[slot].interface = interface;
-    Verdict::Next(NodeId::Tx)
 }
 
 #[cfg(test)]

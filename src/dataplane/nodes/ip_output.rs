@@ -5,7 +5,7 @@
 
 use super::prelude::*;
 use crate::{
-    dataplane::{command::PuntCause, forwarding::Lookup},
+    dataplane::{command::PuntCause, forwarding::Lookup, route_cache::Cached},
     wire::ethernet,
 };
 
@@ -14,24 +14,28 @@ node!(IpOutput, "ip_output", [Punt, Tx], ip_output);
 fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
     let packet = &mut context.packets[slot];
     let route = context.routes.lookup(packet.destination);
-    let (interface, mac) = match route.lookup {
-        Lookup::Found { interface, mac } => (interface, mac),
-        Lookup::NoRoute => return Verdict::Drop(Reason::NoRoute),
+    if packet.ip_length() > usize::from(route.room) {
+        let route = *route;
+        return stay(context, slot, &route);
+    }
+    packet.bytes(frames)[..ethernet::HEADER_BYTES].copy_from_slice(&route.header);
+    packet.interface = route.interface;
+    Verdict::Next(NodeId::Tx)
+}
+
+/// It cannot leave now, at least not as it is.
+#[cold]
+fn stay(context: &mut Context, slot: usize, route: &Cached) -> Verdict {
+    match route.lookup {
+        Lookup::NoRoute => Verdict::Drop(Reason::NoRoute),
         Lookup::Unresolved { interface, next_hop } => {
             let index = context.routes.forwarding().interfaces.get(usize::from(interface)).map_or(0, |i| i.index);
             let cause = PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() };
-            return context.punt(slot, cause, NodeId::IpOutput);
+            context.punt(slot, cause, NodeId::IpOutput)
         }
-    };
-    if !route.is_up {
-        return Verdict::Drop(Reason::InterfaceDown);
+        Lookup::Found { .. } if !route.is_up => Verdict::Drop(Reason::InterfaceDown),
+        Lookup::Found { .. } => Verdict::Drop(Reason::TooBig),
     }
-    if packet.ip_length() > usize::from(route.mtu) {
-        return Verdict::Drop(Reason::TooBig);
-    }
-    ethernet::emit(packet.bytes(frames), mac, route.source);
-    packet.interface = interface;
-    Verdict::Next(NodeId::Tx)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use super::{prelude::*, relay_input::ask_for_session};
 use crate::{
     dataplane::nat::rewrite::{self as nat, Side},
-    wire::{checksum, icmp, ip4, read_u16, read_u32, relay, tcp, udp},
+    wire::{icmp, ip4, read_u16, read_u32, relay, tcp, udp},
 };
 
 node!(L4Classify, "l4_classify", [RelayInput, NatOut2in], l4_classify);
@@ -21,8 +21,8 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     let has_options = packet.l4 - packet.l3 != ip4::HEADER_BYTES as u16;
     let identity = &context.identity;
     let ip = packet.ip(frames);
-    let destination = Ipv4Addr::from_bits(read_u32(ip, ip4::DESTINATION));
-    let (header, transport) = ip.split_at(usize::from(packet.l4 - packet.l3));
+    let [source, destination] = [ip4::SOURCE, ip4::DESTINATION].map(|at| Ipv4Addr::from_bits(read_u32(ip, at)));
+    let transport = &ip[usize::from(packet.l4 - packet.l3)..];
     let port = match packet.protocol {
         ip4::UDP => {
             let Some(length) = udp::checked_length(transport) else { return Verdict::Drop(Reason::BadLength) };
@@ -31,7 +31,8 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
                 return match () {
                     () if has_options => Verdict::Drop(Reason::Ip4Options),
                     () if length != transport.len() => Verdict::Drop(Reason::BadLength),
-                    () if !is_checksum_valid(header, transport) => Verdict::Drop(Reason::BadChecksum),
+                    // Nodes send zero (none); a client's kernel sends a real one.
+                    () if !udp::is_checksum_valid(source, destination, transport) => Verdict::Drop(Reason::BadChecksum),
                     () => {
                         if transport.len() >= udp::HEADER_BYTES + relay::HEADER_BYTES {
                             ask_for_session(context, &transport[udp::HEADER_BYTES..]);
@@ -60,16 +61,6 @@ fn l4_classify(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         Some(_) => Verdict::Next(NodeId::NatOut2in),
         None => Verdict::Drop(Reason::NotOurPort),
     }
-}
-
-/// Nodes send zero (none); a client's kernel sends a real one.
-fn is_checksum_valid(header: &[u8], datagram: &[u8]) -> bool {
-    if read_u16(datagram, udp::CHECKSUM) == 0 {
-        return true;
-    }
-    let Ok(header) = ip4::parse_quoted(header) else { return false };
-    let pseudo = checksum::pseudo_header(header.source, header.destination, ip4::UDP, datagram.len() as u16);
-    checksum::fold(checksum::sum(datagram, pseudo)) == 0xffff
 }
 
 #[cfg(test)]

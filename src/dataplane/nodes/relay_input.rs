@@ -32,30 +32,54 @@ pub(in crate::dataplane) const NODE: Node = Node {
 /// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together. A relay's
 /// sessions were asked for by the node before ([`ask_for_session`]).
 fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
-    batch.for_each(|slot| match look_up(context, frames, slot) {
-        Ok(NodeId::RelayForward) => claim(context, frames, slot, NodeId::RelayForward),
-        Ok(next) => context.claims.wait(slot, next),
-        Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
+    batch.for_each(|slot| {
+        let Some(ip) = context.packets[slot].headers(frames) else {
+            return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::TooShort));
+        };
+        match look_up(context, ip, slot) {
+            Ok(NodeId::RelayForward) => admit(context, &Claim::of(ip), slot, NodeId::RelayForward),
+            Ok(next) => context.claims.wait(slot, next, Claim::of(ip)),
+            Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
+        }
     });
     for place in 0..std::mem::take(&mut context.claims.waiting_count) {
-        let (slot, next) = context.claims.waiting[place];
-        claim(context, frames, usize::from(slot), next);
+        let (slot, next, claim) = context.claims.waiting[place];
+        admit(context, &claim, usize::from(slot), next);
     }
     verify(context);
 }
 
-/// Packets that claim to be of a session, and their tags as received.
+/// What a packet says of itself.
+#[derive(Clone, Copy)]
+struct Claim {
+    tagged: relay::Tagged,
+    tag: u64,
+    /// Source address and port.
+    source: (u32, u16),
+}
+
+impl Claim {
+    #[inline]
+    fn of(ip: &[u8; OVERLAY_BYTES]) -> Self {
+        let payload = &ip[RELAY_AT..];
+        let source = (read_u32(ip, ip4::SOURCE), read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE));
+        Self { tagged: relay::Tagged::of(payload), tag: relay::read_tag(payload), source }
+    }
+}
+
+/// Packets and what they claim, between the passes.
 pub(in crate::dataplane) struct Claims {
+    /// Those whose tags are being made.
     count: usize,
-    claims: [Claim; PACKET_SLOTS],
+    claimants: [Claimant; PACKET_SLOTS],
     tags: Tags,
     /// Those for whose path's memory was asked.
     waiting_count: usize,
-    waiting: [(u8, NodeId); PACKET_SLOTS],
+    waiting: [(u8, NodeId, Claim); PACKET_SLOTS],
 }
 
 #[derive(Clone, Copy)]
-struct Claim {
+struct Claimant {
     slot: u8,
     next: NodeId,
     tag: u64,
@@ -66,21 +90,21 @@ const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
 impl Claims {
     /// None.
     pub(in crate::dataplane) fn new() -> Self {
-        let claim = Claim { slot: 0, next: NodeId::RelayInput, tag: 0 };
-        let waiting = [(0, NodeId::RelayInput); PACKET_SLOTS];
-        Self { count: 0, claims: [claim; PACKET_SLOTS], tags: Tags::new(), waiting_count: 0, waiting }
+        let claimants = [Claimant { slot: 0, next: NodeId::RelayInput, tag: 0 }; PACKET_SLOTS];
+        let waiting = [(0, NodeId::RelayInput, Claim::of(&[0; OVERLAY_BYTES])); PACKET_SLOTS];
+        Self { count: 0, claimants, tags: Tags::new(), waiting_count: 0, waiting }
     }
 
     #[inline]
-    fn push(&mut self, claim: Claim, tagged: relay::Tagged, key: &relay::HopKey) {
-        self.claims[self.count] = claim;
+    fn push(&mut self, claimant: Claimant, tagged: relay::Tagged, key: &relay::HopKey) {
+        self.claimants[self.count] = claimant;
         self.count += 1;
         self.tags.push(tagged, key);
     }
 
     #[inline]
-    fn wait(&mut self, slot: usize, next: NodeId) {
-        self.waiting[self.waiting_count] = (slot as u8, next);
+    fn wait(&mut self, slot: usize, next: NodeId, claim: Claim) {
+        self.waiting[self.waiting_count] = (slot as u8, next, claim);
         self.waiting_count += 1;
     }
 }
@@ -98,10 +122,9 @@ pub(in crate::dataplane) fn ask_for_session(context: &Context, header: &[u8]) {
 
 /// Slot, generation, direction. Where the session is spread over paths, asks for the memory of this one.
 #[inline]
-fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<NodeId, Verdict> {
+fn look_up(context: &mut Context, ip: &[u8; OVERLAY_BYTES], slot: usize) -> Result<NodeId, Verdict> {
     let packet = &mut context.packets[slot];
-    let Some(headers) = packet.headers::<OVERLAY_BYTES>(frames) else { return Err(Verdict::Drop(Reason::TooShort)) };
-    let header = match relay::parse(&headers[RELAY_AT..]) {
+    let header = match relay::parse(&ip[RELAY_AT..]) {
         Ok(header) => header,
         Err(relay::Malformed::TooShort) => return Err(Verdict::Drop(Reason::TooShort)),
         Err(relay::Malformed::Version) => return Err(Verdict::Drop(Reason::BadVersion)),
@@ -147,20 +170,18 @@ fn look_up(context: &mut Context, frames: &mut Frames, slot: usize) -> Result<No
 
 /// Source address. What passes is only held back by its tag.
 #[inline(always)] // A relay's packets skip most of it.
-fn claim(context: &mut Context, frames: &mut Frames, slot: usize, next: NodeId) {
-    let ip: &[u8] = context.packets[slot].headers::<OVERLAY_BYTES>(frames).expect("`look_up` has seen them");
+fn admit(context: &mut Context, claim: &Claim, slot: usize, next: NodeId) {
     let Some((link, ports)) = hop_of(context, slot, next) else {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
     };
-    if !is_from(ip, link, ports) && !may_move(context, slot, next) {
+    if claim.source != source_of(link, ports) && !may_move(context, slot, next) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
     }
-    let (payload, key) = (&ip[RELAY_AT..], link.key);
+    let key = link.key;
     if let Err(reject) = check_replay(context, slot, next) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into()));
     }
-    let claim = Claim { slot: slot as u8, next, tag: relay::read_tag(payload) };
-    context.claims.push(claim, relay::Tagged::of(payload), &key);
+    context.claims.push(Claimant { slot: slot as u8, next, tag: claim.tag }, claim.tagged, &key);
 }
 
 /// Makes the tags. What has the right one goes on.
@@ -168,16 +189,16 @@ fn verify(context: &mut Context) {
     context.claims.tags.make();
     let (mut word, mut way, mut together) = (0, NodeId::RelayForward, 0);
     for place in 0..std::mem::take(&mut context.claims.count) {
-        let claim = context.claims.claims[place];
-        let slot = usize::from(claim.slot);
-        if !relay::is_same_tag(context.claims.tags.made(place), claim.tag) {
+        let claimant = context.claims.claimants[place];
+        let slot = usize::from(claimant.slot);
+        if !relay::is_same_tag(context.claims.tags.made(place), claimant.tag) {
             context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
             continue;
         }
         stamp(context, slot);
-        if (slot / 64, claim.next) != (word, way) {
+        if (slot / 64, claimant.next) != (word, way) {
             context.move_on(word, together, NodeId::RelayInput, way);
-            (word, way, together) = (slot / 64, claim.next, 0);
+            (word, way, together) = (slot / 64, claimant.next, 0);
         }
         together |= 1 << (slot % 64);
     }
@@ -214,10 +235,10 @@ fn may_move(context: &Context, slot: usize, next: NodeId) -> bool {
     next == NodeId::EntryUp && context.packets[slot].kind == relay::Kind::KeepAliveUp
 }
 
+/// Where packets over a hop come from.
 #[inline]
-fn is_from(ip: &[u8], link: &Link, ports: SourcePorts) -> bool {
-    read_u32(ip, ip4::SOURCE) == link.address.to_bits()
-        && read_u16(ip, ip4::HEADER_BYTES + udp::SOURCE) == link.port.wrapping_add(u16::from(ports.theirs))
+fn source_of(link: &Link, ports: SourcePorts) -> (u32, u16) {
+    (link.address.to_bits(), link.port.wrapping_add(u16::from(ports.theirs)))
 }
 
 /// An authentic packet came.
