@@ -364,15 +364,16 @@ mod tests {
     #[test]
     fn a_nic_has_its_queues_and_how_it_spreads() {
         let nics = Nics::new(&["e0".to_owned(), "e1".to_owned()]);
-        nics.bound(0, 2);
-        nics.hear(&KernelEvent::Queues { interface: 0, now: Queues::ONE });
+        let queues = |combined| Queues { rx: 0, combined, rx_max: 0, combined_max: 4 };
+        nics.bound(0, queues(2));
+        nics.hear(&KernelEvent::Queues { interface: 0, now: queues(3) });
         for key in [1, 2, 3] {
             let now = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
             nics.hear(&KernelEvent::Rss { interface: 0, now });
         }
         let parsed = written(|text| write_nics(text, &nics.all()));
         let of = |name| ["e0", "e1"].map(|nic| parsed.value(name, &[("interface", nic)]).unwrap());
-        assert_eq!(of("starnet_nic_queues"), [1.0, 0.0]);
+        assert_eq!(of("starnet_nic_queues"), [3.0, 0.0]);
         assert_eq!(of("starnet_nic_sockets"), [2.0, 0.0]);
         assert_eq!(of("starnet_nic_rss_known"), [1.0, 0.0]);
         assert_eq!(of("starnet_nic_rss_changes_total"), [2.0, 0.0]);

@@ -48,9 +48,9 @@ impl Nics {
         self.by_number.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// So many queues of `interface` have a socket each.
-    pub(super) fn bound(&self, interface: usize, sockets: u32) {
-        self.change(interface, |nic| nic.sockets = Some(sockets));
+    /// The queues of `interface`, these, have a socket each.
+    pub(super) fn bound(&self, interface: usize, queues: Queues) {
+        self.change(interface, |nic| (nic.queues, nic.sockets) = (Some(queues), Some(queues.count())));
     }
 
     /// The kernel's mirror has something to say, perhaps of a NIC.
@@ -95,7 +95,7 @@ impl Nic {
         match &self.rss {
             Some(rss) => tracing::info!(
                 %interface,
-                "the NIC now spreads {rss}: new sessions and flows choose their ports by that, others are handed over"
+                "the NIC spreads otherwise now, {rss}: new sessions and flows choose their ports by that, others are handed over"
             ),
             None => tracing::warn!(
                 %interface,
@@ -105,14 +105,13 @@ impl Nic {
     }
 
     fn count(&mut self, now: Queues) {
+        let before = self.trouble();
         self.queues = Some(now);
         let interface = &self.name;
         match self.trouble() {
-            Some(trouble) => tracing::error!(%interface, "{trouble}"),
-            None if self.sockets.is_some() => {
-                tracing::info!(%interface, "a receive queue for each AF_XDP socket again")
-            }
-            None => {}
+            Some(trouble) if before.as_ref() != Some(&trouble) => tracing::error!(%interface, "{trouble}"),
+            None if before.is_some() => tracing::info!(%interface, "a receive queue for each AF_XDP socket again"),
+            _ => {}
         }
     }
 }
@@ -146,9 +145,12 @@ mod tests {
     fn queues_without_sockets_and_sockets_without_queues_are_trouble() {
         let nics = nics();
         let trouble = || nics.all()[1].trouble();
-        nics.hear(&queues(2));
+        nics.hear(&queues(1));
         assert_eq!(trouble(), None, "before there are sockets");
-        nics.bound(1, 2);
+        let KernelEvent::Queues { now: bound, .. } = queues(2) else { unreachable!() };
+        nics.bound(1, bound);
+        assert_eq!(trouble(), None, "the driver added one for the XDP program");
+        nics.hear(&queues(2));
         assert_eq!(trouble(), None);
         nics.hear(&queues(4));
         assert_eq!(

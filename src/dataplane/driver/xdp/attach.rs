@@ -12,7 +12,10 @@ use super::{
     program::{self, AttachMode, Program, Reserved, Verdicts},
     transit::TransitRules,
 };
-use crate::{dataplane::gateway::Realm, limits};
+use crate::{
+    dataplane::{gateway::Realm, rss::Queues},
+    limits,
+};
 
 /// An interface that sends what is ours to AF_XDP sockets, as far as there are any. Dropping it takes the program off;
 /// the program also goes with the process, however that ends.
@@ -20,7 +23,7 @@ use crate::{dataplane::gateway::Realm, limits};
 pub struct AttachedInterface {
     name: String,
     index: u32,
-    queues: u32,
+    queues: Queues,
     mode: AttachMode,
     /// How its sockets are bound, as soon as there is one.
     pub(super) bind_mode: Option<BindMode>,
@@ -46,20 +49,23 @@ impl AttachedInterface {
         if link.mtu as usize > limits::MTU_MAX {
             return Err(Error::Mtu { name: name.into(), mtu: link.mtu });
         }
-        let queues = link::receive_queues(name)?.count();
         let mut program = Program::load(reserved, realm)?;
-        let max = program.queues_max();
-        if queues > max {
-            return Err(Error::TooManyQueues { name: name.into(), queues, max });
-        }
         sweep(name, &link)?;
         let (mode, holder) = attach(name, link.index, &mut program)?;
-        let by = match holder {
+        let (name, index, bind_mode) = (name.to_owned(), link.index, None);
+        let mut attached = Self { name, index, queues: Queues::ONE, mode, bind_mode, program, holder };
+        // Not before: some drivers (virtio-net) add queues where there is a program.
+        attached.queues = link::receive_queues(&attached.name)?;
+        let (queues, max) = (attached.queues.count(), attached.program.queues_max());
+        if queues > max {
+            return Err(Error::TooManyQueues { name: attached.name.clone(), queues, max });
+        }
+        let by = match attached.holder {
             Holder::Link(_) => "bpf_link",
             Holder::Interface => "netlink",
         };
-        tracing::info!(interface = name, %mode, by, queues, "XDP program attached");
-        Ok(Self { name: name.into(), index: link.index, queues, mode, bind_mode: None, program, holder })
+        tracing::info!(interface = attached.name, %mode, by, queues, "XDP program attached");
+        Ok(attached)
     }
 
     /// The interface's name.
@@ -72,8 +78,8 @@ impl AttachedInterface {
         self.index
     }
 
-    /// Receive queues.
-    pub fn queues(&self) -> u32 {
+    /// Receive queues, with the program on it.
+    pub fn queues(&self) -> Queues {
         self.queues
     }
 

@@ -128,8 +128,9 @@ impl XdpDriver {
     ) -> Result<(Self, Waker), Error> {
         assert!(worker < workers && interfaces.len() <= usize::from(u8::MAX));
         for interface in &*interfaces {
-            if (interface.queues() as usize) < workers {
-                return Err(Error::Queues { name: interface.name().into(), queues: interface.queues(), workers });
+            let queues = interface.queues().count();
+            if (queues as usize) < workers {
+                return Err(Error::Queues { name: interface.name().into(), queues, workers });
             }
         }
         let is_native = interfaces.iter().all(|interface| interface.mode() == AttachMode::Native);
@@ -291,7 +292,7 @@ impl Driver for XdpDriver {
 
 /// Which queues of an interface a worker has.
 fn queues_of(worker: usize, workers: usize, interface: &AttachedInterface) -> impl Iterator<Item = u32> + use<> {
-    (worker as u32..interface.queues()).step_by(workers)
+    (worker as u32..interface.queues().count()).step_by(workers)
 }
 
 fn new_memory(

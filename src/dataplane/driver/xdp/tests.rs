@@ -281,7 +281,7 @@ fn two_workers_share_an_interface_by_queue() {
         bench.veth("e0", (2, 2));
         let peer = bench.peer_socket("e0");
         let mut interfaces = [attach("e0")];
-        assert_eq!(interfaces[0].queues(), 2);
+        assert_eq!(interfaces[0].queues().count(), 2);
         let mut drivers = [open(0, 2, &mut interfaces), open(1, 2, &mut interfaces)];
         // The peer's kernel spreads flows over its queues by hash; 100 of them do not all fall on one.
         (0..100).for_each(|n| send_from_peer(&peer, &ours(n)));
