@@ -14,11 +14,18 @@ use serde::Serialize;
 
 use super::{Failure, print};
 use crate::{
-    dataplane::worker,
+    dataplane::{
+        driver::xdp::receive_queues,
+        rss::{Input, Inputs, Queues, Rss},
+        worker,
+    },
     limits,
-    node::config::{FRAMES_DEFAULT, NodeConfig, NodeLimits},
+    node::{
+        config::{FRAMES_DEFAULT, NodeConfig, NodeLimits},
+        kernel,
+    },
     rpc::token,
-    telemetry::table::Table,
+    telemetry::{show::RssView, table::Table},
 };
 
 /// The first kernel with what is used here: bpf_link for XDP (5.9), AF_XDP with shared UMEM (5.10), and memory of
@@ -131,10 +138,10 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
     ]);
     if let Some(config) = &config {
         for name in &config.interfaces {
-            let folder = format!("/sys/class/net/{name}");
-            let entries = fs::read_dir(format!("{folder}/queues")).into_iter().flatten().flatten();
-            let queues = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count();
-            findings.push(interface(name, text(&format!("{folder}/mtu")).trim().parse().ok(), queues, config.workers));
+            let mtu = text(&format!("/sys/class/net/{name}/mtu")).trim().parse().ok();
+            let queues = receive_queues(name).unwrap_or(Queues::ONE);
+            findings.push(interface(name, mtu, queues, config.workers));
+            findings.push(rss(name, kernel::read_rss(name), config.workers));
         }
     }
     findings
@@ -278,24 +285,51 @@ fn wall_clock(unix_seconds: u64) -> Finding {
     }
 }
 
-fn interface(name: &str, mtu: Option<usize>, queues: usize, workers: usize) -> Finding {
+fn interface(name: &str, mtu: Option<usize>, queues: Queues, workers: usize) -> Finding {
     let Some(mtu) = mtu else {
         return Finding::slow("interface", format!("{name}: not in /sys"), "mount /sys of this network namespace");
     };
-    let found = format!("{name}: MTU {mtu}, {queues} RX queues, {workers} workers");
+    let count = queues.count() as usize;
+    let found = format!("{name}: MTU {mtu}, {count} RX queues, {workers} workers");
     if mtu > limits::MTU_MAX {
         return Finding::missing("interface", found, format!("ip link set {name} mtu {}", limits::MTU_MAX));
     }
-    if queues < workers {
-        let fix = format!("ethtool -L {name} combined {workers}, or workers = {queues}");
-        return Finding::slow("interface", found, fix);
+    if count < workers {
+        let more = queues.command(name, workers as u32).map(|command| format!("{command}, or ")).unwrap_or_default();
+        return Finding::missing("interface", found, format!("{more}workers = {count}"));
     }
     Finding::ok("interface", found)
+}
+
+/// Whether the queue of a packet, and so its worker, can be foretold and chosen. Where it cannot, packets are handed over.
+fn rss(name: &str, told: nix::Result<Option<Rss>>, workers: usize) -> Finding {
+    let rss = match told {
+        _ if workers == 1 => return Finding::ok("RSS", format!("{name}: no matter with one worker")),
+        Err(_) => return Finding::ok("RSS", format!("{name}: not told; packets are handed over between workers")),
+        Ok(None) => {
+            let found = format!("{name}: no plain Toeplitz hash; packets are handed over between workers");
+            return Finding::slow("RSS", found, format!("ethtool -X {name} hfunc toeplitz (and xfrm none)"));
+        }
+        Ok(Some(rss)) => rss,
+    };
+    let Inputs { tcp4, udp4, .. } = rss.inputs();
+    let is_deaf = |input| input != Some(Input::AddressesAndPorts);
+    let of_ports = |kind: &str| format!("ethtool -N {name} rx-flow-hash {kind} sdfn");
+    let deaf = [("udp4", udp4), ("tcp4", tcp4)].into_iter().filter(|(_, input)| is_deaf(*input));
+    let mut fixes: Vec<String> = deaf.map(|(kind, _)| of_ports(kind)).collect();
+    let entries = rss.entries();
+    let is_idle = |worker: usize| entries.iter().skip(worker).step_by(workers).all(|count| *count == 0);
+    if (0..workers).any(is_idle) {
+        fixes.push(format!("ethtool -X {name} equal {workers}"));
+    }
+    let found = format!("{name}: {}", RssView::of(&rss));
+    if fixes.is_empty() { Finding::ok("RSS", found) } else { Finding::slow("RSS", found, fixes.join("; ")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::rss::KEY_BYTES;
 
     #[test]
     fn each_capability_is_asked_for() {
@@ -342,9 +376,32 @@ mod tests {
 
     #[test]
     fn an_interface_needs_an_mtu_that_a_frame_holds_and_a_queue_a_worker() {
-        assert_eq!(interface("e0", Some(1500), 2, 2).state, State::Ok);
-        assert_eq!(interface("e0", Some(9000), 2, 2).fix, "ip link set e0 mtu 1778");
-        assert_eq!(interface("e0", Some(1500), 1, 2).fix, "ethtool -L e0 combined 2, or workers = 1");
+        let queues = |combined| Queues { rx: 0, combined, rx_max: 0, combined_max: 2 };
+        assert_eq!(interface("e0", Some(1500), queues(2), 2).state, State::Ok);
+        assert_eq!(interface("e0", Some(9000), queues(2), 2).fix, "ip link set e0 mtu 1778");
+        let few = interface("e0", Some(1500), queues(1), 2);
+        assert_eq!((few.state, few.fix.as_str()), (State::Missing, "ethtool -L e0 combined 2, or workers = 1"));
+        assert_eq!(interface("e0", Some(1500), queues(2), 3).fix, "workers = 2", "the NIC has no more");
+    }
+
+    #[test]
+    fn a_nic_must_hash_ports_and_use_all_workers_queues() {
+        let nic = |inputs, table: &[u16]| Ok(Rss::new(&[7; KEY_BYTES], table.to_vec(), inputs));
+        let found = |told, workers| {
+            let Finding { state, fix, .. } = rss("e0", told, workers);
+            (state, fix)
+        };
+        assert_eq!(found(nic(Inputs::ALL, &[0, 1, 2, 3]), 2), (State::Ok, String::new()));
+        assert_eq!(found(nic(Inputs::ALL, &[0, 2, 3]), 2).0, State::Ok, "worker 1 has queue 3, too");
+        let udp_deaf = Inputs { udp4: Some(Input::Addresses), ..Inputs::ALL };
+        let fix = "ethtool -N e0 rx-flow-hash udp4 sdfn";
+        assert_eq!(found(nic(udp_deaf, &[0, 1]), 2), (State::Slow, fix.to_owned()));
+        assert_eq!(found(nic(udp_deaf, &[0, 1]), 1).0, State::Ok, "one worker has all there is");
+        let both_deaf = Inputs { tcp4: None, ..udp_deaf };
+        let fixes = format!("{fix}; ethtool -N e0 rx-flow-hash tcp4 sdfn; ethtool -X e0 equal 2");
+        assert_eq!(found(nic(both_deaf, &[0, 2]), 2), (State::Slow, fixes));
+        assert_eq!(found(Ok(None), 2).0, State::Slow);
+        assert_eq!(found(Err(nix::errno::Errno::EOPNOTSUPP), 2), (State::Ok, String::new()), "nothing can be done");
     }
 
     #[test]

@@ -39,7 +39,7 @@ use nix::{
 
 pub use host::{interface_by_name, local_addresses, local_addresses6};
 pub use ports::{ReservedPorts, release_ports, reserve_ports};
-pub use rss::rss;
+pub use rss::{read_rss, rss};
 
 use self::{
     mirror::{Mirror, parse_route},

@@ -430,7 +430,7 @@ fn node(view: &NodeView) -> String {
         let rss = interface.rss.as_ref().map_or("it does not say how".to_owned(), RssView::to_string);
         let changed = interface.rss_changed_s.map_or_else(String::new, |seconds| {
             let ago = table::uptime(Duration::from_secs(seconds));
-            format!("; {} changes since the start, the last one {ago} ago", interface.rss_changes)
+            format!("; changes since the start: {}, the last one {ago} ago", interface.rss_changes)
         });
         row("spreads", rss + &changed);
         if let Some(trouble) = &interface.trouble {

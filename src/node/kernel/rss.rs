@@ -44,7 +44,7 @@ const WORDS_MAX: usize = 1 << 16;
 
 /// How the interface called `name` spreads what it receives. `None`: not known.
 pub fn rss(name: &str) -> Option<Rss> {
-    match read(name) {
+    match read_rss(name) {
         Ok(rss) => rss,
         Err(error) => {
             tracing::debug!(interface = name, "how packets are spread over the queues is not known: {error}");
@@ -53,7 +53,11 @@ pub fn rss(name: &str) -> Option<Rss> {
     }
 }
 
-fn read(name: &str) -> nix::Result<Option<Rss>> {
+/// The same. `None`: the hash is no Toeplitz of the packet's fields as they are.
+///
+/// # Errors
+/// Those of the driver: most often that it does not tell (`EOPNOTSUPP`).
+pub fn read_rss(name: &str) -> nix::Result<Option<Rss>> {
     let mut sizes = [0; HEADER_WORDS];
     sizes[0] = GET_KEY_AND_TABLE;
     ask(name, &mut sizes)?;
