@@ -34,8 +34,8 @@ pub(crate) fn dig(testbed: &Testbed, host: &str, seen: &str, seen6: &str) {
     }
 }
 
-/// The same question, marked as an answer without records.
-fn answer_one_question(socket: &UdpSocket) -> IpAddr {
+/// Answers by the same question, marked as an answer without records. Who asked.
+pub(crate) fn answer_one_question(socket: &UdpSocket) -> IpAddr {
     let mut buffer = [0; 512];
     let (length, from) = socket.recv_from(&mut buffer).unwrap();
     buffer[2] |= 0x80;
