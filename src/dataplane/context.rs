@@ -4,7 +4,7 @@
 //! sweep, frames of finished packets go to a list that it empties after.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -15,10 +15,14 @@ use super::{
     express::Express,
     fan::Fan,
     forwarding::{Identity, Peer},
+    gateway::StaticMapping,
     graph::{NODE_COUNT, NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
-    nat::{Binding, Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns},
+    nat::{
+        Binding, Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns,
+        icmp64::Mtus, token,
+    },
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -260,6 +264,33 @@ impl Context {
         }
     }
 
+    /// MTUs of the way to the inside host that a hairpinned packet is for, whatever the family of its sender. Zero: not known, for
+    /// the host is another worker's.
+    pub(super) fn mtus_of_way_back(&mut self, protocol: u8, to: Endpoint, from: Endpoint) -> Mtus {
+        let Some((owner, host)) = self.inside_of(protocol, to, from) else { return Mtus { ip4: 0, ip6: 0 } };
+        let mtu = match (owner.slot(), host) {
+            (Some(_), _) => self.terms(owner).map_or(0, |terms| terms.mtu),
+            (None, IpAddr::V4(host)) => self.routes.lookup(host).mtu,
+            (None, IpAddr::V6(host)) => self.routes.lookup6(host).mtu,
+        };
+        Mtus::to_host(host.is_ipv6(), mtu)
+    }
+
+    /// Whom a packet from `from` to this port of an outside address is for, as far as this worker knows: forwarded ports are
+    /// known to all.
+    fn inside_of(&self, protocol: u8, outside: Endpoint, from: Endpoint) -> Option<(Owner, IpAddr)> {
+        if let Some(mapping) = self.mapping_of(protocol, outside) {
+            return Some((Owner::INSIDE, mapping.inside.0));
+        }
+        let number = self.bindings.outside().number_of(outside.0)?;
+        let binding = self.bindings.get(self.bindings.find_outside(number, protocol, outside.1, from)?)?;
+        let host = match token::host_of(binding.inside_address) {
+            Some((_, place)) => self.hosts6.address(place)?.into(),
+            None => binding.inside_address.into(),
+        };
+        Some((binding.owner, host))
+    }
+
     /// The identification of a packet of IPv4 that may be fragmented and had none before. No two of this node's are the
     /// same until all were used (RFC 6864 section 4.3).
     #[inline]
@@ -273,11 +304,16 @@ impl Context {
     /// port is owned by the worker of its host, whatever its number.
     #[inline]
     pub fn owner_of(&self, protocol: u8, outside: Endpoint) -> Option<usize> {
-        let (gateway, pool) = (self.routes.forwarding().gateway.as_ref(), self.bindings.outside());
-        match gateway.and_then(|gateway| gateway.mapping_of(protocol, (pool.name_of(outside.0), outside.1))) {
+        match self.mapping_of(protocol, outside) {
             Some(mapping) => Some(self.identity.owner_of(mapping.inside.0)),
-            None => pool.owner_of(outside),
+            None => self.bindings.outside().owner_of(outside),
         }
+    }
+
+    #[inline]
+    fn mapping_of(&self, protocol: u8, outside: Endpoint) -> Option<&StaticMapping> {
+        let gateway = self.routes.forwarding().gateway.as_ref()?;
+        gateway.mapping_of(protocol, (self.bindings.outside().name_of(outside.0), outside.1))
     }
 
     /// To the control core with it; it goes on at `resume_at` when that answers.

@@ -26,6 +26,17 @@ pub(in crate::dataplane) struct Mtus {
     pub(in crate::dataplane) ip6: u16,
 }
 
+impl Mtus {
+    /// Those of a way that ends in one family, and of which the rest is all that may be less. Zero: not known.
+    pub(in crate::dataplane) fn to_host(is_ip6: bool, mtu: u16) -> Self {
+        match (is_ip6, mtu) {
+            (_, 0) => Self { ip4: 0, ip6: 0 },
+            (true, ip6) => Self { ip4: ip6.saturating_sub(GROWTH), ip6 },
+            (false, ip4) => Self { ip4, ip6: ip4.saturating_add(GROWTH) },
+        }
+    }
+}
+
 /// MTUs that there are (RFC 1191 section 7): what a router may mean that names none.
 const PLATEAUS: [u16; 11] = [65_535, 32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_006, 508, 296, 68];
 

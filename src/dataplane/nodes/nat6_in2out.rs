@@ -122,9 +122,8 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     if matches!(destination, Destination::Ip6(_)) && !is_hairpin && (mtu == 0 || is_untranslatable) {
         return tell(context, slot, icmp6::UNREACHABLE, icmp6::CODE_NO_ROUTE, 0);
     }
-    if !is_hairpin && mtu != 0 && packet.ip_length() > largest(destination, mtu, &header) {
-        let told = if destination.translation() == Translation::Nat64 { mtu.saturating_add(GROWTH) } else { mtu };
-        return tell(context, slot, icmp6::PACKET_TOO_BIG, 0, told);
+    if !is_hairpin && packet.ip_length() > largest(destination, mtu, &header) {
+        return too_big(context, slot, destination, mtu);
     }
 
     let transport = packet.transport(frames);
@@ -163,6 +162,14 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         }
         None => return context.punt(slot, PuntCause::NoBinding6 { flow, tcp_flags: flags }, NodeId::Nat6In2out),
     };
+    if is_hairpin {
+        // Behind both translations nobody could be told any more.
+        let back = context.mtus_of_way_back(protocol, remote, binding.outside());
+        let mtu = if translation == Translation::Nat64 { back.ip4 } else { back.ip6 };
+        if packet.ip_length() > largest(destination, mtu, &header) {
+            return too_big(context, slot, destination, mtu);
+        }
+    }
     if !context.admit(index, remote) {
         add(&context.published.nodes[NodeId::Nat6In2out as usize].drops[Reason::TableFull as usize], 1);
         return tell(context, slot, icmp6::UNREACHABLE, icmp6::CODE_PROHIBITED, 0);
@@ -238,15 +245,23 @@ fn way_towards(context: &mut Context, destination: Destination) -> (u16, bool) {
     }
 }
 
-/// The largest packet with this header that `mtu` lets pass. One that may be cut on its way may be cut here.
+/// The largest packet with this header that `mtu` lets pass; zero is none that is known. One that may be cut on its way may
+/// be cut here.
 fn largest(destination: Destination, mtu: u16, header: &ip6::Header) -> usize {
     match destination {
+        _ if mtu == 0 => usize::MAX,
         Destination::Ip6(_) => usize::from(mtu),
         Destination::Ip4(_) => {
             let longer = header.header_length - ip4::HEADER_BYTES;
             usize::from(mtu).max(nat64::MAY_BE_FRAGMENTED_MAX) + longer
         }
     }
+}
+
+/// Tells the sender how much `mtu` lets pass, as it counts.
+fn too_big(context: &mut Context, slot: usize, destination: Destination, mtu: u16) -> Verdict {
+    let growth = if destination.translation() == Translation::Nat64 { GROWTH } else { 0 };
+    tell(context, slot, icmp6::PACKET_TOO_BIG, 0, mtu.saturating_add(growth))
 }
 
 /// The largest TCP segment that fits a packet of `mtu` bytes.
@@ -374,6 +389,8 @@ mod tests {
     use crate::{
         dataplane::{
             command::{Command, Event},
+            gateway::StaticMapping,
+            handoff::mesh,
             nat::Owner,
             testing::*,
             testing6::*,
@@ -523,6 +540,49 @@ mod tests {
         let mut expected = udp6_packet((name(US), 42_000), (INSIDE6, 1000), b"hello back");
         expected[ip6::HOP_LIMIT] -= 1;
         assert_eq!(back[0].1[14..], expected);
+    }
+
+    #[test]
+    fn a_hairpinned_packet_too_big_for_the_way_back_is_answered_as_its_sender_counts() {
+        let mut bench = Bench::gateway6();
+        bench.change_forwarding(|forwarding| forwarding.interfaces[1].mtu = 1400);
+        bench.bind6(Translation::Nat66, ip4::UDP, 1000, PORT6);
+        bench.bind6(Translation::Nat64, ip4::UDP, 1000, 41_000);
+        bench.bind4(ip4::UDP, 2000, (US, 42_000));
+        // To a host of IPv6 by both of its addresses, and to one of IPv4, where it becomes shorter.
+        for (to, mtu) in [((US6, PORT6), 1400), ((name(US), 41_000), 1400), ((name(US), 42_000), 1420)] {
+            let sent = |bytes: usize| udp6_packet((INSIDE6, 1000), to, &vec![7; bytes - 48]);
+            let (interface, got) = out(&mut bench, &sent(mtu + 1));
+            let told = (icmp6::PACKET_TOO_BIG, 0, mtu as u32);
+            assert_eq!((interface, (got[40], got[41], read_u32(&got, 44))), (1, told), "{to:?}");
+            assert_eq!(ip6::parse(&got).unwrap().destination, INSIDE6);
+            let (_, got) = out(&mut bench, &sent(mtu));
+            assert_eq!(got.len(), 1400);
+        }
+        // From IPv4, where it becomes longer.
+        let sent = |bytes: usize| udp_packet((INSIDE, 2000), (US, 41_000), &vec![7; bytes - 28]);
+        let told = bench.run_at(1, &[sent(1381)]);
+        assert_eq!((told[0].1[14 + 20], read_u16(&told[0].1, 14 + 20 + icmp::NEXT_HOP_MTU)), (icmp::UNREACHABLE, 1380));
+        assert_eq!(bench.run_at(1, &[sent(1380)])[0].1.len(), 14 + 1400);
+    }
+
+    #[test]
+    fn a_forwarded_ports_way_back_is_known_to_every_worker() {
+        let mut benches: Vec<Bench> =
+            mesh(2).into_iter().enumerate().map(|(index, ends)| Bench::at6(index, 2, ends)).collect();
+        let owner = identity(2).owner_of_host6(INSIDE6);
+        let other = (2..).map(|n| Ipv6Addr::from_bits(INSIDE6.to_bits() + n));
+        let inside = other.into_iter().find(|host| identity(2).owner_of_host6(*host) != owner).unwrap();
+        let bench = &mut benches[owner];
+        bench.change_forwarding(|forwarding| {
+            forwarding.interfaces[1].mtu = 1400;
+            let mapping =
+                StaticMapping { protocol: ip4::UDP, outside: (US6.into(), 80), inside: (inside.into(), 8080) };
+            forwarding.gateway.as_mut().unwrap().mappings = vec![mapping];
+        });
+        bench.bind6(Translation::Nat66, ip4::UDP, 1000, PORT6);
+        let (interface, got) = out(bench, &udp6_packet((INSIDE6, 1000), (US6, 80), &[7; 1353]));
+        assert_eq!((interface, got[40], read_u32(&got, 44)), (1, icmp6::PACKET_TOO_BIG, 1400));
     }
 
     #[test]

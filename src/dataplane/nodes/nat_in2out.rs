@@ -133,7 +133,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
 
     if is_hairpin && header.is_dont_fragment() {
         // Behind both translations nobody could be told any more.
-        let mtu = mtu_of_way_back(context, header.protocol, remote, binding.outside());
+        let mtu = context.mtus_of_way_back(header.protocol, remote, binding.outside()).ip4;
         if mtu != 0 && header.total_length > usize::from(mtu) {
             return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
         }
@@ -162,17 +162,6 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     }
     context.packets[slot].ports.0 = binding.outside_port;
     leave(&mut context.packets[slot], header.destination, is_hairpin, route.mtu)
-}
-
-/// MTU of the way to the inside host that a hairpinned packet is for. Zero: not known, for the host is another worker's.
-fn mtu_of_way_back(context: &mut Context, protocol: u8, to: Endpoint, from: Endpoint) -> u16 {
-    let index = context.bindings.outside().number_of(to.0);
-    let index = index.and_then(|number| context.bindings.find_outside(number, protocol, to.1, from));
-    let Some(&binding) = index.and_then(|index| context.bindings.get(index)) else { return 0 };
-    match binding.owner.slot() {
-        Some(_) => context.terms(binding.owner).map_or(0, |terms| terms.mtu),
-        None => context.routes.lookup(binding.inside_address).mtu,
-    }
 }
 
 /// A packet for which there is no room: its sender is told (RFC 5508 REQ-8).
