@@ -134,6 +134,12 @@ impl Context {
         self.unsigned.sign(frames);
     }
 
+    /// Packets leave `node` for `next`.
+    #[inline]
+    pub(super) fn move_all_on(&mut self, packets: Bitmap, node: NodeId, next: NodeId) {
+        packets.words().for_each(|(word, packets)| self.move_on(word, packets, node, next));
+    }
+
     /// The packets of one word of a bitmap leave `node` for `next`.
     #[inline]
     pub(super) fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
@@ -181,9 +187,10 @@ impl Context {
             (Some(copy), Some(frame)) => (copy, frame),
             (copy, frame) => return self.cannot_copy(node, copy, frame),
         };
-        let original = self.packets[slot];
+        let original = &self.packets[slot];
         frames.copy(original.frame, frame, original.range());
-        self.packets[copy] = Packet { frame, ..original };
+        self.packets[copy] = self.packets[slot];
+        self.packets[copy].frame = frame;
         add(&self.published.nodes[node as usize].next[next as usize], 1);
         self.pending[next as usize].insert(copy);
         Some(copy)

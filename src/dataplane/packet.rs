@@ -154,8 +154,11 @@ impl Packet {
     /// The first `N` bytes from the IP header on; `None` where there are fewer.
     #[inline]
     pub fn headers<'a, const N: usize>(&self, frames: &'a mut Frames) -> Option<&'a mut [u8; N]> {
-        let has_them = usize::from(self.l3) + N <= self.end();
-        frames.frame(self.frame)[usize::from(self.l3)..].first_chunk_mut().filter(|_| has_them)
+        let range = usize::from(self.l3)..usize::from(self.l3) + N;
+        if range.end > self.end() {
+            return None;
+        }
+        frames.frame(self.frame).get_mut(range)?.first_chunk_mut()
     }
 
     /// From the transport header on.

@@ -123,16 +123,16 @@ impl Header {
 #[inline]
 pub fn parse(payload: &[u8]) -> Result<Header, Malformed> {
     let Some(payload) = payload.first_chunk::<HEADER_BYTES>() else { return Err(Malformed::TooShort) };
-    if payload[0] >> 4 != VERSION {
-        return Err(Malformed::Version);
-    }
-    let kind = match payload[0] & 0xf {
+    const FIRST: u8 = VERSION << 4;
+    // One comparison of the whole byte where it is as it should be.
+    let kind = match payload[0].wrapping_sub(FIRST) {
         1 => Kind::DataUp,
         2 => Kind::DataDown,
         3 => Kind::KeepAliveUp,
         4 => Kind::KeepAliveDown,
         5 => Kind::Probe,
         6 => Kind::ProbeReply,
+        _ if payload[0] >> 4 != VERSION => return Err(Malformed::Version),
         _ => return Err(Malformed::Kind),
     };
     Ok(Header {

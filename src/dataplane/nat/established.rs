@@ -191,7 +191,7 @@ pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, nod
             context.bindings.prefetch(flow.binding());
         }
     }
-    let (mut word, mut way, mut together) = (0, NodeId::IpOutput, 0);
+    let (mut way, mut together) = (NodeId::IpOutput, Bitmap::default());
     for place in 0..known {
         let candidate = context.established.candidates[place];
         let slot = usize::from(candidate.slot);
@@ -199,13 +199,13 @@ pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, nod
             others.insert(slot);
             continue;
         };
-        if (slot / 64, next) != (word, way) {
-            context.move_on(word, together, node, way);
-            (word, way, together) = (slot / 64, next, 0);
+        if next != way {
+            context.move_all_on(together, node, way);
+            (way, together) = (next, Bitmap::default());
         }
-        together |= 1 << (slot % 64);
+        together.insert(slot);
     }
-    context.move_on(word, together, node, way);
+    context.move_all_on(together, node, way);
     others
 }
 

@@ -33,9 +33,7 @@ fn short_ways(context: &mut Context, frames: &mut Frames, batch: Bitmap) -> Bitm
             others.insert(slot);
         }
     });
-    for (word, slots) in relayed.words() {
-        context.move_on(word, slots, NodeId::EthernetInput, NodeId::RelayInput);
-    }
+    context.move_all_on(relayed, NodeId::EthernetInput, NodeId::RelayInput);
     others.insert_all(established::pass(context, frames, NodeId::EthernetInput));
     others
 }

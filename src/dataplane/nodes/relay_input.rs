@@ -70,9 +70,9 @@ impl Claim {
 /// Packets and what they claim, between the passes.
 pub(in crate::dataplane) struct Claims {
     /// Those whose tags are being made.
-    count: usize,
-    claimants: [Claimant; PACKET_SLOTS],
     tags: Tags,
+    /// The same, in the same order.
+    claimants: [Claimant; PACKET_SLOTS],
     /// Those for whose path's memory was asked.
     waiting_count: usize,
     waiting: [(u8, NodeId, Claim); PACKET_SLOTS],
@@ -92,14 +92,13 @@ impl Claims {
     pub(in crate::dataplane) fn new() -> Self {
         let claimants = [Claimant { slot: 0, next: NodeId::RelayInput, tag: 0 }; PACKET_SLOTS];
         let waiting = [(0, NodeId::RelayInput, Claim::of(&[0; OVERLAY_BYTES])); PACKET_SLOTS];
-        Self { count: 0, claimants, tags: Tags::new(), waiting_count: 0, waiting }
+        Self { tags: Tags::new(), claimants, waiting_count: 0, waiting }
     }
 
     #[inline]
     fn push(&mut self, claimant: Claimant, tagged: relay::Tagged, key: &relay::HopKey) {
-        self.claimants[self.count] = claimant;
-        self.count += 1;
-        self.tags.push(tagged, key);
+        let place = self.tags.push(tagged, key);
+        self.claimants[place] = claimant;
     }
 
     #[inline]
@@ -186,23 +185,24 @@ fn admit(context: &mut Context, claim: &Claim, slot: usize, next: NodeId) {
 
 /// Makes the tags. What has the right one goes on.
 fn verify(context: &mut Context) {
-    context.claims.tags.make();
-    let (mut word, mut way, mut together) = (0, NodeId::RelayForward, 0);
-    for place in 0..std::mem::take(&mut context.claims.count) {
-        let claimant = context.claims.claimants[place];
-        let slot = usize::from(claimant.slot);
-        if !relay::is_same_tag(context.claims.tags.made(place), claimant.tag) {
+    let count = context.claims.tags.make().len();
+    // Most go the same way.
+    let (mut way, mut together) = (NodeId::RelayForward, Bitmap::default());
+    for place in 0..count {
+        let Claimant { slot, next, tag } = context.claims.claimants[place];
+        let slot = usize::from(slot);
+        if !relay::is_same_tag(context.claims.tags.made(place), tag) {
             context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
             continue;
         }
         stamp(context, slot);
-        if (slot / 64, claimant.next) != (word, way) {
-            context.move_on(word, together, NodeId::RelayInput, way);
-            (word, way, together) = (slot / 64, claimant.next, 0);
+        if next != way {
+            context.move_all_on(together, NodeId::RelayInput, way);
+            (way, together) = (next, Bitmap::default());
         }
-        together |= 1 << (slot % 64);
+        together.insert(slot);
     }
-    context.move_on(word, together, NodeId::RelayInput, way);
+    context.move_all_on(together, NodeId::RelayInput, way);
 }
 
 /// The hop that the packet came over, if the session has it.
