@@ -69,7 +69,7 @@ struct range {
 /* Our addresses, and what is reserved of each. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
+	__uint(max_entries, 128);
 	__type(key, u32);
 	__type(value, struct range);
 } addresses SEC(".maps");
@@ -118,7 +118,7 @@ struct ip6_address {
 /* The same four of IPv6. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
+	__uint(max_entries, 128);
 	__type(key, struct ip6_address);
 	__type(value, struct range);
 } addresses6 SEC(".maps");

@@ -62,7 +62,7 @@ enum Command {
     Token(token::Command),
     /// Show what a running node, control centre or client does
     Show(show::Arguments),
-    /// Have a running gateway read static mappings and exempt networks anew; flows that there are go on
+    /// Have a running gateway read static mappings, exempt networks and outside addresses anew; flows that there are go on
     ///
     /// The same as SIGHUP. What cannot change while the node runs is refused, and then nothing is changed.
     Reload(operate::Reload),

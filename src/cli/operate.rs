@@ -86,8 +86,12 @@ pub(super) fn clear(what: &Clear) -> Result<(), Failure> {
 
 pub(super) fn reload(arguments: &Reload) -> Result<(), Failure> {
     let done = order("reload", arguments.socket.as_deref())?;
-    let [mappings, exempt, bindings] = ["mappings", "exempt", "bindings"].map(|field| &done[field]);
-    print(&format!("reloaded: {mappings} static mappings, {exempt} exempt networks; {bindings} bindings go on\n"))
+    let [addresses, mappings, exempt, bindings] =
+        ["addresses", "mappings", "exempt", "bindings"].map(|field| &done[field]);
+    print(&format!(
+        "reloaded: {mappings} static mappings, {exempt} exempt networks, {addresses} outside addresses; {bindings} bindings \
+         go on\n"
+    ))
 }
 
 pub(super) fn drain(arguments: &Drain) -> Result<(), Failure> {

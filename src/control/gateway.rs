@@ -14,8 +14,9 @@ use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        gateway::{Gateway, StaticMapping, Transit},
-        nat::{BindingInit, Filtering, Mapping, Owner, token},
+        forwarding::Identity,
+        gateway::{Gateway, OutsideAddress, StaticMapping, Transit},
+        nat::{BindingInit, Filtering, Mapping, NatConfig, Owner, pool::PoolError, token},
     },
 };
 
@@ -43,8 +44,8 @@ impl GatewayState {
         Self { config, addresses: Vec::new(), addresses6: Vec::new(), written: BTreeMap::new() }
     }
 
-    /// What the XDP programs are to take.
-    fn transit(&self) -> Transit {
+    /// What the XDP programs are to take of a node that is this and has these outside addresses.
+    fn transit(&self, identity: &Identity, nat: &NatConfig) -> Transit {
         let mut local: Vec<Ipv4Addr> = Vec::new();
         for LocalAddress { address, network, .. } in &self.addresses {
             local.push(*address);
@@ -62,7 +63,12 @@ impl GatewayState {
                 IpAddr::V6(address) => forwarded6.push((*protocol, *address, *port)),
             }
         }
+        let mut addresses: Vec<OutsideAddress> = nat.addresses.iter().filter(|o| !o.is_vacant()).copied().collect();
+        // The first is the node's own, which is sent relay packets, too.
+        addresses[0] = OutsideAddress { address: identity.address, first: identity.data_port, last: addresses[0].last };
         Transit {
+            addresses,
+            addresses6: nat.addresses6.iter().filter(|outside| !outside.is_vacant()).copied().collect(),
             forwarded,
             forwarded6,
             local,
@@ -74,14 +80,20 @@ impl GatewayState {
 }
 
 impl Control {
-    /// The gateway's file was read anew: from now on it is as `config` says. Interfaces and outside addresses must be what
-    /// they were. Flows that there are go on, except those of static mappings that are gone.
-    pub fn set_gateway(&mut self, config: Gateway, now: Nanos) {
-        let Some(gateway) = &mut self.gateway else { return };
-        let is_draining = gateway.config.is_draining;
-        gateway.config = Gateway { is_draining, ..config };
+    /// The gateway's file was read anew: from now on it is as `config` says. Interfaces must be what they were. Flows that
+    /// there are go on, except those of static mappings that are gone. On an error nothing has changed.
+    pub fn set_gateway(&mut self, config: Gateway, now: Nanos) -> Result<(), PoolError> {
+        if self.gateway.is_none() {
+            return Ok(());
+        }
+        self.set_pool(&config.addresses, &config.addresses6)?;
+        if let Some(gateway) = &mut self.gateway {
+            let is_draining = gateway.config.is_draining;
+            gateway.config = Gateway { is_draining, ..config };
+        }
         self.write_mappings(now);
         self.publish_gateway();
+        Ok(())
     }
 
     /// Stops or starts taking new flows.
@@ -117,9 +129,10 @@ impl Control {
         self.publish_gateway();
     }
 
-    fn publish_gateway(&mut self) {
+    pub(super) fn publish_gateway(&mut self) {
         let Some(gateway) = &self.gateway else { return };
-        self.effects.push_back(Effect::Take(gateway.transit()));
+        let transit = gateway.transit(&self.config.identity, &self.config.nat);
+        self.effects.push_back(Effect::Take(transit));
         self.adjacencies.is_changed = true;
     }
 
@@ -246,7 +259,8 @@ mod tests {
     }
 
     fn gateway(mappings: &[StaticMapping]) -> Gateway {
-        Gateway { mappings: mappings.to_vec(), ..Gateway::default() }
+        let own = OutsideAddress { address: OUTSIDE, first: 40_001, last: 40_999 };
+        Gateway { addresses: vec![own], mappings: mappings.to_vec(), ..Gateway::default() }
     }
 
     fn net(mappings: &[StaticMapping]) -> Net {
@@ -285,7 +299,7 @@ mod tests {
         // One stays, one leads to another host, one is new; the others are gone.
         let now = net.now;
         let next = [mapping(81, 1), mapping(82, 7), mapping(90, 9)];
-        net.node("gw").control.set_gateway(gateway(&next), now);
+        net.node("gw").control.set_gateway(gateway(&next), now).unwrap();
         net.settle();
         net.run(crate::SECOND);
         let mut after = written(&mut net).concat();
@@ -301,7 +315,7 @@ mod tests {
         let first = written(&mut net)[worker][0].0;
         assert!(first > 40_000);
         let now = net.now;
-        net.node("gw").control.set_gateway(gateway(&[mapping(80, 5)]), now);
+        net.node("gw").control.set_gateway(gateway(&[mapping(80, 5)]), now).unwrap();
         net.settle();
         net.run(crate::SECOND);
         assert_eq!(written(&mut net)[worker], [(80, 5)]);
@@ -339,7 +353,9 @@ mod tests {
 
     fn reload(net: &mut Net, mappings: &[StaticMapping]) {
         let now = net.now;
-        net.node("gw").control.set_gateway(gateway(mappings), now);
+        let node = net.node("gw");
+        let addresses6 = node.config.nat.addresses6.clone();
+        node.control.set_gateway(Gateway { addresses6, ..gateway(mappings) }, now).unwrap();
         net.settle();
         net.run(crate::SECOND);
     }
@@ -440,7 +456,7 @@ mod tests {
         assert_eq!(node.workers[worker].resumed.len(), 2, "a packet of a flow that there is goes on");
         assert_eq!(node.control.gateway_bindings(), 1, "what is left, the static mapping aside");
         // A file that is read anew does not end it.
-        node.control.set_gateway(gateway(&[]), 0);
+        node.control.set_gateway(gateway(&[]), 0).unwrap();
         assert!(node.control.is_draining());
         node.control.set_draining(false);
         ask(&mut net, 3, 1002);
@@ -457,6 +473,7 @@ mod tests {
         let mut state = GatewayState::new(Gateway::default());
         state.addresses = vec![local([10, 0, 0, 1], 24), local([192, 0, 2, 1], 32), local([10, 1, 0, 1], 31)];
         let expected = [[10, 0, 0, 0], [10, 0, 0, 1], [10, 0, 0, 255], [10, 1, 0, 1], [192, 0, 2, 1]];
-        assert_eq!(state.transit().local, expected.map(Ipv4Addr::from));
+        let identity = Net::new(&["gw"], WORKERS, |_, _| ()).node("gw").config.identity;
+        assert_eq!(state.transit(&identity, &NatConfig::of(&identity)).local, expected.map(Ipv4Addr::from));
     }
 }

@@ -164,6 +164,12 @@ impl TableWorker {
                 let old = std::mem::replace(&mut self.forwarding, *new);
                 return Some(Event::ForwardingRetired(Box::new(old)));
             }
+            Command::SetOutside(mut new) => {
+                let is_bound = |binding: &BindingInit| new.pool.contains(binding.outside_address);
+                assert!(self.bindings.values().all(is_bound), "an address goes after its bindings");
+                std::mem::swap(&mut self.outside, &mut new.pool);
+                return Some(Event::OutsideRetired(new));
+            }
             Command::SendProbe { peer, sequence } => self.probes.push((peer, sequence, now)),
             Command::SwapHistograms(empty) => return Some(Event::Histograms(empty)),
             Command::ReadFan { fan, request, .. } => {

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Nanos,
     dataplane::{
-        nat::{BindingKey, NatConfig, OutsideAddresses, Owner, Translation, token},
+        nat::{BindingKey, NatConfig, OutsideAddresses, Owner, Translation, outside::ADDRESSES_MAX, token},
         reason::Reason,
     },
     wire::ip4,
@@ -46,23 +46,35 @@ pub(super) struct Host {
     pub(super) bindings: u32,
     /// By protocol.
     pub(super) ports: [u32; PROTOCOLS],
-    /// By protocol: its blocks, and how many ports of each are leased.
-    pub(super) blocks: [Vec<(u16, u32)>; PROTOCOLS],
+    /// By protocol.
+    pub(super) blocks: [Vec<Block>; PROTOCOLS],
+}
+
+/// A block of ports that is a host's alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    /// Number of the outside address.
+    pub(super) address: u8,
+    pub(super) number: u16,
+    /// How many of its ports are leased.
+    leased: u32,
 }
 
 /// The hosts of one worker, and the ports they are given.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    /// By outside address and protocol.
-    ports: Vec<[Ports; PROTOCOLS]>,
+    /// By number of the outside address, and protocol.
+    ports: Vec<Option<[Ports; PROTOCOLS]>>,
     /// By [`place`].
     hosts: HashMap<u64, Host>,
     /// Their places, in an order in which they can be shown a page at a time.
     places: BTreeSet<u64>,
     /// Those of IPv6, which the others are tokens of.
     pub(super) ip6: Hosts6,
-    /// The outside addresses, by number.
-    addresses: Vec<IpAddr>,
+    /// The outside addresses, by number; the unspecified one where there is none.
+    addresses: Box<[IpAddr; ADDRESSES_MAX]>,
+    /// Whose ports there are: the one of this number.
+    worker: usize,
 }
 
 /// A number for a host, by which it can be found again.
@@ -88,14 +100,38 @@ pub(super) struct Lease {
 impl Hosts {
     /// No hosts, but room for `capacity` of IPv6, and all ports that are `worker`'s.
     pub(super) fn new(config: &NatConfig, outside: &OutsideAddresses, worker: usize, capacity: u32) -> Self {
-        let ports = (0..outside.count())
-            .map(|number| {
-                std::array::from_fn(|_| Ports::new(outside.ports_of(number as u8, worker), config.port_block))
-            })
-            .collect();
-        let addresses = (0..=u8::MAX).map_while(|number| config.outside_address(number)).collect();
-        let ip6 = Hosts6::new(if config.has_ip6() { capacity } else { 0 });
-        Self { ports, hosts: HashMap::new(), places: BTreeSet::new(), ip6, addresses }
+        let mut hosts = Self {
+            ports: (0..ADDRESSES_MAX).map(|_| None).collect(),
+            hosts: HashMap::new(),
+            places: BTreeSet::new(),
+            ip6: Hosts6::new(if config.has_ip6() { capacity } else { 0 }),
+            addresses: Box::new([Ipv4Addr::UNSPECIFIED.into(); ADDRESSES_MAX]),
+            worker,
+        };
+        hosts.set_outside(config, outside);
+        hosts
+    }
+
+    /// Another pool: all ports of addresses that are new are free, those of addresses that are gone are no more.
+    pub(super) fn set_outside(&mut self, config: &NatConfig, outside: &OutsideAddresses) {
+        for number in 0..=u8::MAX {
+            let address = config.outside_address(number);
+            let (ports, known) = (&mut self.ports[usize::from(number)], &mut self.addresses[usize::from(number)]);
+            match address {
+                Some(address) if ports.is_some() => debug_assert_eq!(address, *known, "an address keeps its number"),
+                Some(address) => {
+                    let range = outside.ports_of(number, self.worker);
+                    *ports = Some(std::array::from_fn(|_| Ports::new(range.clone(), config.port_block)));
+                    *known = address;
+                }
+                None => *ports = None,
+            }
+        }
+    }
+
+    /// True where no port of an address is leased or rests.
+    pub(super) fn is_unused(&self, number: u8, now: Nanos) -> bool {
+        self.ports[usize::from(number)].iter().flatten().all(|ports| ports.is_unused(now))
     }
 
     /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
@@ -111,9 +147,13 @@ impl Hosts {
     ) -> Result<Lease, Reason> {
         let row = row(key.protocol).ok_or(Reason::UnknownProtocol)?;
         let name = place((key.owner, key.address));
+        let is_withdrawn = |number| key.owner == Owner::INSIDE && config.withdrawn.contains(&number);
         let (address, is_new) = match self.hosts.get(&name) {
             Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
             Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
+            // What it has of an address that was withdrawn stays its own; what is new is of another (RFC 4787 REQ-2 as far
+            // as it can be kept).
+            Some(host) if is_withdrawn(host.address) => (self.address_for(config, key, row, random, now)?, false),
             Some(host) => (host.address, false),
             None => (self.address_for(config, key, row, random, now)?, true),
         };
@@ -125,8 +165,9 @@ impl Hosts {
         let parity_of = config.keeps_parity.then_some(key.port).filter(|_| key.protocol != ip4::ICMP);
         let wish = Wish { parity_of, lands };
         let inside = self.name(key.address);
+        let ports = self.ports[usize::from(address)].as_mut().ok_or(Reason::PortsExhausted)?;
+        let ports = &mut ports[row];
         let host = self.hosts.entry(name).or_insert_with(|| Host { address, ..Host::default() });
-        let ports = &mut self.ports[usize::from(address)][row];
         let port = match is_good {
             Some(is_good) => {
                 let is_good = |port| is_good(Lease { address, port });
@@ -134,7 +175,7 @@ impl Hosts {
                 landing.or_else(|| ports.share(is_good, random, now))
             }
             None if config.port_block == 0 => ports.lease(wish, random, now),
-            None => lease_in_blocks(ports, &mut host.blocks[row], wish, random, now, |range| {
+            None => lease_in_blocks(ports, address, &mut host.blocks[row], wish, random, now, |range| {
                 let outside = self.addresses[usize::from(address)];
                 let protocol = key.protocol;
                 tracing::info!(%inside, %outside, protocol, first = range.0, last = range.1, "block given");
@@ -146,6 +187,7 @@ impl Hosts {
             }
             return Err(Reason::PortsExhausted);
         };
+        host.address = address;
         host.bindings += 1;
         host.ports[row] += 1;
         if is_new {
@@ -158,16 +200,18 @@ impl Hosts {
     pub(super) fn give(&mut self, key: &BindingKey, lease: Lease, now: Nanos) {
         let (Some(row), name) = (row(key.protocol), place((key.owner, key.address))) else { return };
         let inside = self.name(key.address);
-        let ports = &mut self.ports[usize::from(lease.address)][row];
+        let Some(ports) = &mut self.ports[usize::from(lease.address)] else { return };
+        let ports = &mut ports[row];
         ports.give(lease.port, now);
         let Some(host) = self.hosts.get_mut(&name) else { return };
         host.bindings -= 1;
         host.ports[row] -= 1;
         if !host.blocks[row].is_empty() {
             let block = ports.block_of(lease.port);
-            if let Some(at) = host.blocks[row].iter().position(|(held, _)| *held == block) {
-                host.blocks[row][at].1 -= 1;
-                if host.blocks[row][at].1 == 0 {
+            let is_it = |held: &Block| (held.address, held.number) == (lease.address, block);
+            if let Some(at) = host.blocks[row].iter().position(is_it) {
+                host.blocks[row][at].leased -= 1;
+                if host.blocks[row][at].leased == 0 {
                     host.blocks[row].swap_remove(at);
                     let range = ports.block_range(block);
                     ports.give_block(block, now);
@@ -198,9 +242,18 @@ impl Hosts {
         self.hosts.get(&place)
     }
 
-    /// Ports by number of the outside address and protocol.
-    pub(super) fn ports(&self) -> &[[Ports; PROTOCOLS]] {
-        &self.ports
+    /// The ports of each outside address by protocol, and its number.
+    pub(super) fn ports(&self) -> impl Iterator<Item = (u8, &[Ports; PROTOCOLS])> {
+        (0..=u8::MAX).zip(&self.ports).filter_map(|(number, ports)| Some((number, ports.as_ref()?)))
+    }
+
+    /// Protocol's place, first and last port of each block of a host.
+    pub(super) fn blocks(&self, host: &Host) -> impl Iterator<Item = (usize, u16, u16)> {
+        let of_row = |row: usize| host.blocks[row].iter().map(move |block| (row, block));
+        (0..PROTOCOLS).flat_map(of_row).filter_map(|(row, block)| {
+            let range = self.ports[usize::from(block.address)].as_ref()?[row].block_range(block.number);
+            Some((row, *range.start(), *range.end()))
+        })
     }
 
     /// The outside address of this number.
@@ -218,6 +271,7 @@ impl Hosts {
     pub(super) fn used(&self, row: usize) -> (u32, u32) {
         self.ports
             .iter()
+            .flatten()
             .fold((0, 0), |(used, capacity), ports| (used + ports[row].leased(), capacity + ports[row].capacity()))
     }
 
@@ -245,24 +299,27 @@ impl Hosts {
         };
         let start = if key.owner == Owner::INSIDE { random.below(count) as usize } else { 0 };
         let (before, after) = numbers.split_at(start);
-        let has_ports = |number: &&u8| !self.ports[usize::from(**number)][row].is_exhausted(now);
+        let ports = |number: u8| self.ports[usize::from(number)].as_ref();
+        let has_ports = |number: &&u8| ports(**number).is_some_and(|ports| !ports[row].is_exhausted(now));
         // Shared ports are never exhausted for all destinations, so the first may do all the same.
         Ok(*after.iter().chain(before).find(has_ports).unwrap_or(&numbers[start]))
     }
 }
 
 /// A port of one of the host's blocks, or of a new one.
+#[allow(clippy::too_many_arguments, reason = "what a lease needs, and where the block is noted")]
 fn lease_in_blocks(
     ports: &mut Ports,
-    blocks: &mut Vec<(u16, u32)>,
+    address: u8,
+    blocks: &mut Vec<Block>,
     wish: Wish<'_>,
     random: &mut Random,
     now: Nanos,
     log: impl Fn((u16, u16)),
 ) -> Option<u16> {
-    for (block, leased) in blocks.iter_mut() {
-        if let Some(port) = ports.lease_in_block(*block, wish, random, now) {
-            *leased += 1;
+    for block in blocks.iter_mut().filter(|block| block.address == address) {
+        if let Some(port) = ports.lease_in_block(block.number, wish, random, now) {
+            block.leased += 1;
             return Some(port);
         }
     }
@@ -274,6 +331,6 @@ fn lease_in_blocks(
     };
     let range = ports.block_range(block);
     log((*range.start(), *range.end()));
-    blocks.push((block, 1));
+    blocks.push(Block { address, number: block, leased: 1 });
     Some(port)
 }

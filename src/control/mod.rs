@@ -24,6 +24,7 @@ pub mod interface;
 mod known_tokens;
 mod nat;
 mod nat_ageing;
+mod outside;
 pub mod page;
 mod peers;
 mod pools;
@@ -104,6 +105,8 @@ pub struct Control {
     /// Sessions that entered here, by when they are visited next.
     visits: BTreeSet<(Nanos, u32)>,
     histograms_due: Nanos,
+    /// When withdrawn addresses are looked at next.
+    retirement_due: Nanos,
     /// Everything but commands, which wait in the workers' backlogs.
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -137,6 +140,7 @@ impl Control {
             fan_request_next: 0,
             visits: BTreeSet::new(),
             histograms_due: now + HISTOGRAM_INTERVAL,
+            retirement_due: now,
             effects: VecDeque::new(),
             counters: Counters::default(),
             started: now,
@@ -185,6 +189,7 @@ impl Control {
                 self.peers.answered(answer.peer, answer.sequence, answer.received.saturating_sub(answer.sent));
             }
             Event::ForwardingRetired(retired) => drop(retired),
+            Event::OutsideRetired(retired) => drop(retired),
             Event::Histograms(mut filled) => {
                 let tables = &mut self.workers[worker];
                 tables.histograms.merge(&filled);
@@ -208,6 +213,7 @@ impl Control {
         self.expire_adjacencies(now);
         self.send_probes(now);
         self.age(now);
+        self.retire_addresses(now);
         if now >= self.histograms_due {
             self.histograms_due = now + HISTOGRAM_INTERVAL;
             for worker in 0..self.workers.len() {

@@ -204,6 +204,11 @@ impl Ports {
         }
     }
 
+    /// True where none is leased, shared or resting.
+    pub(super) fn is_unused(&self, now: Nanos) -> bool {
+        self.leased == 0 && self.resting.iter().all(|(until, _)| *until <= now)
+    }
+
     fn wake(&mut self, now: Nanos) {
         while let Some(&(_, place)) = self.resting.front().filter(|(until, _)| *until <= now) {
             self.resting.pop_front();

@@ -178,6 +178,8 @@ pub struct PortsView {
     pub protocol: NatProtocol,
     /// The worker.
     pub worker: usize,
+    /// True where nothing new is given of it.
+    pub is_withdrawn: bool,
     /// First and last one; none: this worker has no part of them.
     pub range: Option<(u16, u16)>,
     /// Leased, or shared.
@@ -292,12 +294,13 @@ impl Control {
     pub fn nat_ports(&self, filter: &NatFilter) -> Vec<PortsView> {
         let mut views = Vec::new();
         for (worker, tables) in self.workers.iter().enumerate() {
-            for (number, rows) in tables.hosts.ports().iter().enumerate() {
+            for (number, rows) in tables.hosts.ports() {
                 for (ports, protocol) in rows.iter().zip(NatProtocol::ALL) {
                     views.push(PortsView {
-                        outside: tables.hosts.outside_name(number as u8),
+                        outside: tables.hosts.outside_name(number),
                         protocol,
                         worker,
+                        is_withdrawn: self.config.nat.withdrawn.contains(&number),
                         range: ports.range(),
                         leased: ports.leased(),
                         resting: ports.resting(),
@@ -409,13 +412,7 @@ impl Flow<'_> {
 fn host_view(worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
     let (owner, address) = name_of(place);
     let host = tables.hosts.at(place)?;
-    let ports = &tables.hosts.ports()[usize::from(host.address)];
-    let blocks = host.blocks.iter().zip(ports).zip(NatProtocol::ALL).flat_map(|((blocks, ports), protocol)| {
-        blocks.iter().map(move |(block, _)| {
-            let range = ports.block_range(*block);
-            (protocol, *range.start(), *range.end())
-        })
-    });
+    let blocks = tables.hosts.blocks(host).map(|(row, first, last)| (NatProtocol::ALL[row], first, last));
     Some(HostView {
         worker,
         owner: owner_name(owner),

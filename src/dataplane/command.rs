@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::{
     conntrack::{FanInit, FanReport, Link, Role, SourcePorts},
     forwarding::Forwarding,
-    nat::{BindingInit, BindingKey, Endpoint, Owner, Translation},
+    nat::{BindingInit, BindingKey, Endpoint, NewPool, Owner, Translation},
     reason::Reason,
 };
 use crate::{Nanos, telemetry::histogram::Histograms};
@@ -40,6 +40,9 @@ pub enum Command {
     Refuse { waiting: u32, reason: Reason },
     /// Replaces routes, adjacencies, peers and policy. The old ones come back as [`Event::ForwardingRetired`].
     SetForwarding(Box<Forwarding>),
+    /// Exchanges the pool of outside addresses: one that is new comes before its first binding, one that is gone goes after
+    /// its last one. The old pool comes back as [`Event::OutsideRetired`].
+    SetOutside(Box<NewPool>),
     /// Sends a probe to a peer (its index in [`Forwarding::peers`]).
     SendProbe { peer: u16, sequence: u64 },
     /// Exchanges the histograms: the worker goes on with these, the filled ones come as [`Event::Histograms`].
@@ -68,6 +71,8 @@ pub enum Event {
     ProbeAnswered(ProbeAnswer),
     /// The tables that [`Command::SetForwarding`] replaced, to be freed or reused.
     ForwardingRetired(Box<Forwarding>),
+    /// The pool that [`Command::SetOutside`] replaced, to be freed.
+    OutsideRetired(Box<NewPool>),
     /// The histograms since the last exchange.
     Histograms(Box<Histograms>),
     /// The answer to [`Command::ReadFan`].

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
+    address::Address,
     forwarding::{Prefix, Prefix6},
     nat::Translation,
 };
@@ -24,9 +25,9 @@ pub enum Realm {
 
 /// An address that servers see, and those of its ports and ICMP identifiers that NAT gives out, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutsideAddress {
+pub struct OutsideAddress<A = Ipv4Addr> {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// Its first port.
     pub first: u16,
     /// Its last port.
@@ -34,14 +35,16 @@ pub struct OutsideAddress {
 }
 
 /// The same of IPv6.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutsideAddress6 {
-    /// The address.
-    pub address: Ipv6Addr,
-    /// Its first port.
-    pub first: u16,
-    /// Its last port.
-    pub last: u16,
+pub type OutsideAddress6 = OutsideAddress<Ipv6Addr>;
+
+impl<A: Address> OutsideAddress<A> {
+    /// No address: the place of one that is gone.
+    pub const VACANT: Self = Self { address: A::UNSPECIFIED, first: 1, last: 0 };
+
+    /// True for a place without an address.
+    pub fn is_vacant(&self) -> bool {
+        *self == Self::VACANT
+    }
 }
 
 /// A forwarded port: what comes to `outside` goes to `inside`, and what comes from there leaves as `outside`. Both are of one
@@ -66,8 +69,10 @@ pub struct Gateway {
     pub routers: Vec<Option<Ipv4Addr>>,
     /// The same of IPv6.
     pub routers6: Vec<Option<Ipv6Addr>>,
-    /// Outside addresses.
+    /// Outside addresses that hosts are given.
     pub addresses: Vec<OutsideAddress>,
+    /// Those of IPv6.
+    pub addresses6: Vec<OutsideAddress6>,
     /// Destinations that see inside hosts as they are.
     pub exempt: Vec<Prefix>,
     /// Those of IPv6.
@@ -118,11 +123,6 @@ impl Gateway {
         self.mappings.binary_search_by_key(&key, StaticMapping::place).ok().map(|at| &self.mappings[at])
     }
 
-    /// True for an address that servers know inside hosts by.
-    pub fn is_outside_address(&self, address: Ipv4Addr) -> bool {
-        self.addresses.iter().any(|outside| outside.address == address)
-    }
-
     /// True where packets to or from `address` are not translated.
     pub fn is_exempt(&self, address: Ipv4Addr) -> bool {
         self.exempt.iter().any(|prefix| prefix.contains(address))
@@ -134,9 +134,13 @@ impl Gateway {
     }
 }
 
-/// Packets that a gateway has the NIC's XDP program take besides those to its ports. May change at any time.
+/// Packets that the NIC's XDP program takes. May change at any time.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Transit {
+    /// Addresses of the node, and of each the UDP and TCP ports and ICMP identifiers.
+    pub addresses: Vec<OutsideAddress>,
+    /// The same of IPv6.
+    pub addresses6: Vec<OutsideAddress6>,
     /// Protocol, address and port of what is forwarded to inside hosts, at most 1024.
     pub forwarded: Vec<(u8, Ipv4Addr, u16)>,
     /// The same of IPv6.

@@ -63,7 +63,7 @@ pub struct WorkerConfig {
 pub fn huge_pages(slots: u32, fans: u32, bindings: u32, nat: &NatConfig) -> usize {
     huge_pages_for(slots as usize * size_of::<Slot>())
         + huge_pages_for(fans as usize * size_of::<Fan>())
-        + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).count())
+        + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).numbers().count())
         + FlowCache::huge_pages(bindings)
         + Hosts6::huge_pages(hosts6(bindings, nat))
         + [slots, bindings].map(|stamps| huge_pages_for(stamps as usize * size_of::<Stamp>())).iter().sum::<usize>()
@@ -325,6 +325,12 @@ impl<D: Driver> Worker<D> {
                 self.context.established.flows.snapshot_changed(self.context.tick);
                 let retired = self.context.routes.replace(forwarding);
                 self.tell(Event::ForwardingRetired(retired));
+            }
+            Command::SetOutside(mut pool) => {
+                // What went out to an address that is ours now, or came in to one that was, goes another way.
+                self.context.established.flows.snapshot_changed(self.context.tick);
+                self.context.bindings.set_outside(&mut pool);
+                self.tell(Event::OutsideRetired(pool));
             }
             Command::SendProbe { peer, sequence } => self.send_probe(peer, sequence),
             Command::SwapHistograms(empty) => {

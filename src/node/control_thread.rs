@@ -20,6 +20,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use super::{
     clock::NodeClock,
     metrics::Measured,
+    port_claim::PoolClaims,
     views::{self, PathsQuestion},
     worker_thread::Doorbell,
 };
@@ -82,10 +83,10 @@ pub(super) enum Input {
     ShowNat { question: NatQuestion, answer: oneshot::Sender<NatAnswer> },
     /// Bindings are to go; answered by how many went, and where to go on.
     ClearNat { filter: NatFilter, after: Option<Cursor>, answer: oneshot::Sender<(u64, Option<Cursor>)> },
-    /// The gateway's file was read anew; answered by the number of bindings its hosts have.
-    Gateway { gateway: Gateway, answer: oneshot::Sender<u64> },
+    /// The gateway's file was read anew; answered by the number of bindings its hosts have, or why it cannot be so.
+    Gateway { gateway: Gateway, answer: oneshot::Sender<Result<u64, String>> },
     /// Take no new flows, or take them again; answered in the same way.
-    Drain { is_draining: bool, answer: oneshot::Sender<u64> },
+    Drain { is_draining: bool, answer: oneshot::Sender<Result<u64, String>> },
     /// The thread is to do nothing for so long: a test of everyone who must not wait for it.
     Stall { time: Duration, answer: oneshot::Sender<()> },
     /// The node ends.
@@ -154,8 +155,10 @@ pub(super) struct ControlThread {
     pub(super) calls: UnboundedSender<Call>,
     /// Has the kernel resolve a neighbour of an interface.
     pub(super) resolve: Box<dyn FnMut(u8, IpAddr) + Send>,
-    /// Has the XDP programs take these packets, too.
+    /// Has the XDP programs take these packets.
     pub(super) take: Box<dyn FnMut(&Transit) + Send>,
+    /// Of the outside addresses, so that no other node takes their ports.
+    pub(super) claims: PoolClaims,
     /// When it last went round its loop.
     pub(super) heartbeat: Arc<AtomicU64>,
     pub(super) waiting: Waiting,
@@ -282,12 +285,11 @@ impl ControlThread {
                 let _ = answer.send(self.control.clear_nat(&filter, after));
             }
             Input::Gateway { gateway, answer } => {
-                self.control.set_gateway(gateway, now);
-                let _ = answer.send(self.control.gateway_bindings());
+                let _ = answer.send(self.set_gateway(gateway, now));
             }
             Input::Drain { is_draining, answer } => {
                 self.control.set_draining(is_draining);
-                let _ = answer.send(self.control.gateway_bindings());
+                let _ = answer.send(Ok(self.control.gateway_bindings()));
             }
             Input::Stall { time, answer } => {
                 thread::sleep(time);
@@ -295,6 +297,14 @@ impl ControlThread {
             }
             Input::Stop => {}
         }
+    }
+
+    /// All of it or nothing.
+    fn set_gateway(&mut self, gateway: Gateway, now: Nanos) -> Result<u64, String> {
+        let claimed = self.claims.claim(&gateway.addresses).map_err(|error| error.to_string())?;
+        self.control.set_gateway(gateway, now).map_err(|error| error.to_string())?;
+        self.claims.hold(claimed);
+        Ok(self.control.gateway_bindings())
     }
 
     /// Does what the control core decided; how much that was.
@@ -322,7 +332,10 @@ impl ControlThread {
                     let _ = self.calls.send(Call { call, to, address, request });
                 }
                 Effect::Resolve { interface, address } => (self.resolve)(interface, address),
-                Effect::Take(transit) => (self.take)(&transit),
+                Effect::Take(transit) => {
+                    (self.take)(&transit);
+                    self.claims.keep(&transit.addresses);
+                }
                 Effect::FanReport { request, report } => {
                     self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
                 }
@@ -421,6 +434,7 @@ mod tests {
             calls,
             resolve: Box::new(move |interface, address| asked.send((interface, address)).unwrap()),
             take: Box::new(|_| {}),
+            claims: PoolClaims::new(std::path::Path::new("/nonexistent"), "n1", identity.address),
             heartbeat: Arc::default(),
             waiting: Waiting::default(),
         };

@@ -8,6 +8,8 @@ use tokio::sync::oneshot;
 use super::{
     config::NodeConfig,
     control_thread::{ControlSender, Input},
+    kernel,
+    process::check_addresses,
     views::Facts,
 };
 use crate::dataplane::gateway::Gateway;
@@ -45,20 +47,27 @@ impl Order {
             Self::Reload => Some(read(facts)?),
             Self::Drain(_) => None,
         };
-        let counts =
-            gateway.as_ref().map(|gateway| (gateway.mappings.len(), gateway.exempt.len() + gateway.exempt6.len()));
+        let counts = gateway.as_ref().map(|gateway| {
+            json!({
+                "addresses": gateway.addresses.len() + gateway.addresses6.len(),
+                "mappings": gateway.mappings.len(),
+                "exempt": gateway.exempt.len() + gateway.exempt6.len(),
+            })
+        });
         control.send(match (self, gateway) {
             (Self::Drain(is_draining), _) => Input::Drain { is_draining, answer },
             (Self::Reload, gateway) => Input::Gateway { gateway: gateway.unwrap_or_default(), answer },
         });
-        let Ok(Ok(bindings)) = tokio::time::timeout(PATIENCE, answered).await else {
+        let Ok(Ok(done)) = tokio::time::timeout(PATIENCE, answered).await else {
             return Err("the control core did not answer in time".to_owned());
         };
+        let bindings = done.map_err(|why| format!("{}: {why}; nothing was reloaded", facts.config.file.display()))?;
         Ok(match (self, counts) {
             (Self::Drain(is_draining), _) => json!({ "is_draining": is_draining, "bindings": bindings }),
             (Self::Reload, counts) => {
-                let (mappings, exempt) = counts.unwrap_or_default();
-                json!({ "mappings": mappings, "exempt": exempt, "bindings": bindings })
+                let mut answer = counts.unwrap_or_default();
+                answer["bindings"] = bindings.into();
+                answer
             }
         })
     }
@@ -73,5 +82,9 @@ fn read(facts: &Facts) -> Result<Gateway, String> {
         let message = "changed, which takes a new start of the node; nothing was reloaded";
         return Err(format!("{}: {} {message}", config.file.display(), fixed.join(", ")));
     }
+    let (local, local6) = kernel::local_addresses()
+        .and_then(|local| Ok((local, kernel::local_addresses6()?)))
+        .map_err(|error| error.to_string())?;
+    check_addresses(&new, &local, &local6).map_err(|error| format!("{}: {error}", config.file.display()))?;
     new.gateway.map(|gateway| gateway.resolve(&config.interfaces)).ok_or_else(|| "[gateway] is gone".to_owned())
 }

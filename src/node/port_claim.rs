@@ -6,6 +6,7 @@
 //! removed. Claims of different network namespaces do not meet.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     net::Ipv4Addr,
@@ -14,6 +15,43 @@ use std::{
 };
 
 use super::config::PortRange;
+use crate::dataplane::gateway::OutsideAddress;
+
+/// The ports of a gateway's outside addresses, but for the node's own, which are claimed apart.
+#[derive(Debug)]
+pub struct PoolClaims {
+    directory: PathBuf,
+    name: String,
+    own: Ipv4Addr,
+    held: BTreeMap<Ipv4Addr, PortClaim>,
+}
+
+impl PoolClaims {
+    /// None yet, in `directory`, of the node `name` at address `own`.
+    pub fn new(directory: &Path, name: &str, own: Ipv4Addr) -> Self {
+        Self { directory: directory.to_owned(), name: name.to_owned(), own, held: BTreeMap::new() }
+    }
+
+    /// Claims those that are not held: all of them, or on an error none.
+    pub fn claim(&self, addresses: &[OutsideAddress]) -> Result<Vec<(Ipv4Addr, PortClaim)>, ClaimError> {
+        let new = |address: &Ipv4Addr| *address != self.own && !self.held.contains_key(address);
+        let claim = |outside: &OutsideAddress| {
+            let ports = PortRange { first: outside.first, last: outside.last };
+            Ok((outside.address, PortClaim::new(&self.directory, &self.name, outside.address, ports)?))
+        };
+        addresses.iter().filter(|outside| new(&outside.address)).map(claim).collect()
+    }
+
+    /// Holds what was claimed.
+    pub fn hold(&mut self, claimed: Vec<(Ipv4Addr, PortClaim)>) {
+        self.held.extend(claimed);
+    }
+
+    /// Gives up all but these.
+    pub fn keep(&mut self, addresses: &[OutsideAddress]) {
+        self.held.retain(|address, _| addresses.iter().any(|outside| outside.address == *address));
+    }
+}
 
 /// A range of ports of an address, ours until this is dropped.
 #[derive(Debug)]
@@ -174,6 +212,28 @@ mod tests {
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 0, "{names:?}");
         PortClaim::new(folder.path(), "fra2", ADDRESS, range("40000-49999")).unwrap();
+    }
+
+    #[test]
+    fn a_gateway_claims_all_of_its_addresses_or_none_and_gives_up_those_it_no_longer_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = |n| OutsideAddress { address: Ipv4Addr::new(192, 0, 2, n), first: 1024, last: 65_535 };
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        let mut claims = PoolClaims::new(folder.path(), "gw1", ADDRESS);
+        let claimed = claims.claim(&[outside(1), outside(2)]).unwrap();
+        claims.hold(claimed);
+        assert_eq!(count(), 1, "the node's own is claimed apart");
+        let others = PoolClaims::new(folder.path(), "gw2", Ipv4Addr::LOCALHOST);
+        let other = others.claim(&[outside(4)]).unwrap();
+        let error = claims.claim(&[outside(2), outside(3), outside(4)]).unwrap_err().to_string();
+        assert!(error.contains("in use by node 'gw2'"), "{error}");
+        assert_eq!(count(), 2, "what was claimed before the error is given up");
+        drop(other);
+        let claimed = claims.claim(&[outside(2), outside(4)]).unwrap();
+        claims.hold(claimed);
+        claims.keep(&[outside(4)]);
+        assert_eq!(count(), 1);
+        assert!(others.claim(&[outside(2)]).is_ok());
     }
 
     #[test]

@@ -27,14 +27,14 @@ use tokio::sync::oneshot;
 use super::{
     RUN_DIRECTORY,
     clock::NodeClock,
-    config::{NodeConfig, PortRange},
+    config::NodeConfig,
     control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
     cores,
     kernel::{self, KernelError, KernelMirror},
     network_thread::{Network, NetworkError},
     nics::Nics,
     operation::Order,
-    port_claim::{ClaimError, PortClaim},
+    port_claim::{ClaimError, PoolClaims, PortClaim},
     views::Facts,
     worker_thread::{Doorbell, WorkerThread},
 };
@@ -132,12 +132,10 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let ports = config.ports;
     let claims = Path::new(RUN_DIRECTORY).join("ports");
     let mut claim = PortClaim::new(&claims, &config.name, config.address, ports)?;
-    let mut gateway_claims = Vec::new();
-    for outside in config.gateway.iter().flat_map(|gateway| &gateway.addresses) {
-        if outside.address != config.address {
-            let ports = PortRange { first: outside.first, last: outside.last };
-            gateway_claims.push(PortClaim::new(&claims, &config.name, outside.address, ports)?);
-        }
+    let mut gateway_claims = PoolClaims::new(&claims, &config.name, config.address);
+    if let Some(gateway) = &config.gateway {
+        let claimed = gateway_claims.claim(&gateway.addresses)?;
+        gateway_claims.hold(claimed);
     }
     check_addresses(&config, &kernel::local_addresses()?, &kernel::local_addresses6()?)?;
     let network = Network::bind(&config)?;
@@ -162,13 +160,8 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     addresses.extend(gateway.addresses.iter().filter(|outside| outside.address != config.address));
     let is_exit = config.overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
     let takes_fragments = is_exit || config.gateway.is_some();
-    let reserved = Reserved {
-        addresses,
-        addresses6: config.nat.addresses6.clone(),
-        takes_ip6: config.nat.has_ip6(),
-        takes_fragments,
-        transit: Transit::default(),
-    };
+    let transit = Transit { addresses, addresses6: config.nat.addresses6.clone(), ..Transit::default() };
+    let reserved = Reserved { takes_ip6: config.nat.has_ip6(), takes_fragments, transit };
     let mut attached = Vec::new();
     for (number, name) in config.interfaces.iter().enumerate() {
         attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);
@@ -189,6 +182,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
         drivers,
         kernel,
         take,
+        gateway_claims,
         network,
         (control, inputs),
         hangup,
@@ -198,7 +192,7 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let end = ended.recv().unwrap_or(End::Signal);
     tracing::info!(node = name, "ending");
     node.stop();
-    drop((attached, reservation, claim, gateway_claims));
+    drop((attached, reservation, claim));
     match end {
         End::Signal => Ok(()),
         End::Thread(name) => Err(NodeError::Ended(name)),
@@ -206,7 +200,8 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     }
 }
 
-fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr], local6: &[Ipv6Addr]) -> Result<(), NodeError> {
+/// The addresses that the file gives out must be this machine's.
+pub(super) fn check_addresses(config: &NodeConfig, local: &[Ipv4Addr], local6: &[Ipv6Addr]) -> Result<(), NodeError> {
     let outside = config.gateway.iter().flat_map(|gateway| &gateway.addresses);
     let all = outside.map(|outside| ("gateway.addresses", outside.address));
     let mut all = std::iter::once(("node.address", config.address)).chain(all);
@@ -236,7 +231,7 @@ fn reload_on(hangup: SigSet, control: ControlSender, facts: Arc<Facts>) -> Resul
     thread::Builder::new().name("signals".into()).spawn(body).map(drop).map_err(NodeError::Thread)
 }
 
-/// Changes which transit packets the XDP programs take.
+/// Changes which packets the XDP programs take.
 fn take_by(attached: &mut [AttachedInterface]) -> Box<dyn FnMut(&Transit) + Send> {
     let mut all: Vec<_> = attached
         .iter_mut()
@@ -271,6 +266,7 @@ impl Threads {
         drivers: Vec<(XdpDriver, Waker)>,
         kernel: kernel::KernelHandle,
         take: Box<dyn FnMut(&Transit) + Send>,
+        claims: PoolClaims,
         network: Network,
         (control, inputs): (ControlSender, mpsc::Receiver<Input>),
         hangup: SigSet,
@@ -358,6 +354,7 @@ impl Threads {
             calls,
             resolve: Box::new(move |interface, address| kernel.resolve(interface, address)),
             take,
+            claims,
             heartbeat,
             waiting: Waiting::default(),
         };

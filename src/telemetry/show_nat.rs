@@ -145,7 +145,7 @@ fn hosts(rows: &[HostView]) -> String {
 }
 
 fn ports(rows: &[PortsView]) -> String {
-    let mut table = Table::new(["outside", "", ">worker", "range", ">leased", ">resting", ">ports"]);
+    let mut table = Table::new(["outside", "", ">worker", "range", ">leased", ">resting", ">ports", ""]);
     for view in rows {
         table.row([
             view.outside.to_string(),
@@ -155,6 +155,7 @@ fn ports(rows: &[PortsView]) -> String {
             view.leased.to_string(),
             view.resting.to_string(),
             view.ports.to_string(),
+            if view.is_withdrawn { "withdrawn" } else { "" }.to_owned(),
         ]);
     }
     table.to_string()

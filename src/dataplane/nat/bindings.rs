@@ -22,17 +22,12 @@ use super::{
     hash_index::HashIndex,
     outside::OutsideAddresses,
     peers::{Admission, Peers, filtered_by},
+    port_tables::{PortPlace, PortTable, PortTables},
 };
-use crate::{
-    dataplane::{
-        huge::{HugeArray, Memory, huge_pages_for},
-        prefetch,
-    },
-    wire::ip4,
+use crate::dataplane::{
+    huge::{HugeArray, Memory, huge_pages_for},
+    prefetch,
 };
-
-/// Index plus one of the binding that has the port.
-type PortPlace = u32;
 
 /// The port is nobody's.
 const UNUSED: PortPlace = 0;
@@ -42,8 +37,14 @@ const SHARED: PortPlace = u32::MAX;
 /// Remote ends, on average, that a binding has sent to where it filters.
 const PEERS_A_BINDING: u32 = 4;
 
-/// ICMP, TCP, UDP.
-const PROTOCOLS: usize = 3;
+/// Another pool for a worker.
+#[derive(Debug)]
+pub struct NewPool {
+    /// The pool; after the exchange the old one.
+    pub pool: OutsideAddresses,
+    /// The ports of numbers that the worker has not seen yet; empty after the exchange.
+    pub table: PortTable,
+}
 
 /// All bindings of a worker.
 #[derive(Debug)]
@@ -55,8 +56,8 @@ pub struct Bindings {
     by_remote: HashIndex,
     /// Whom bindings that filter have sent to.
     peers: Peers,
-    /// By address number, protocol and port.
-    by_port: HugeArray<PortPlace>,
+    /// Index plus one of the binding that has the port.
+    by_port: PortTables,
     hash_key: [u8; 16],
     used: usize,
 }
@@ -74,7 +75,7 @@ impl Bindings {
                 Filtering::EndpointIndependent => Peers::new(0, 0),
                 _ => Peers::new(count.saturating_mul(PEERS_A_BINDING), count),
             },
-            by_port: HugeArray::new((outside.count() * PROTOCOLS) << 16, &UNUSED),
+            by_port: PortTables::new(PortTable::new(outside.numbers().collect())),
             outside,
             hash_key,
             used: 0,
@@ -89,7 +90,7 @@ impl Bindings {
             _ => Peers::huge_pages(count.saturating_mul(PEERS_A_BINDING), count),
         };
         let entries = huge_pages_for(count as usize * size_of::<Binding>());
-        entries + huge_pages_for((addresses * PROTOCOLS * size_of::<PortPlace>()) << 16) + 2 * index + peers
+        entries + PortTables::huge_pages(addresses) + 2 * index + peers
     }
 
     /// The memory of each table.
@@ -108,6 +109,13 @@ impl Bindings {
     #[inline]
     pub fn outside(&self) -> &OutsideAddresses {
         &self.outside
+    }
+
+    /// Exchanges the pool for another one, in which addresses that bindings have keep their numbers. The old one is in its
+    /// place then.
+    pub fn set_outside(&mut self, new: &mut NewPool) {
+        std::mem::swap(&mut self.outside, &mut new.pool);
+        self.by_port.add(&mut new.table);
     }
 
     /// The binding at `index`.
@@ -167,15 +175,13 @@ impl Bindings {
     /// Asks for the line that [`Bindings::at_port`] reads. `address` is the number of an outside address.
     #[inline]
     pub fn prefetch_outside(&self, address: u8, protocol: u8, port: u16) {
-        if let Some(at) = self.port_place(address, protocol, port) {
-            prefetch::prefetch(&self.by_port[at]);
-        }
+        self.by_port.prefetch(address, protocol, port);
     }
 
     /// The binding that has this port for itself, if it is one's alone: to be prefetched.
     #[inline]
     pub fn at_port(&self, address: u8, protocol: u8, port: u16) -> Option<u32> {
-        match self.by_port[self.port_place(address, protocol, port)?] {
+        match self.by_port.get(address, protocol, port) {
             UNUSED | SHARED => None,
             place => Some(place - 1),
         }
@@ -185,7 +191,7 @@ impl Bindings {
     /// number of the outside address it came to. Whether the packet may pass is the caller's to ask.
     #[inline]
     pub fn find_outside(&self, address: u8, protocol: u8, port: u16, remote: Endpoint) -> Option<u32> {
-        match self.by_port[self.port_place(address, protocol, port)?] {
+        match self.by_port.get(address, protocol, port) {
             UNUSED => None,
             SHARED => {
                 let hash = self.remote_hash(address, protocol, port, remote);
@@ -227,8 +233,7 @@ impl Bindings {
     /// Writes a binding; what was at `index` before is gone. False where index, protocol or address is none of ours.
     pub fn insert(&mut self, index: u32, init: &BindingInit) -> bool {
         let Some(number) = self.outside.number_of(init.outside_address) else { return false };
-        let Some(place) = self.port_place(number, init.protocol, init.outside_port) else { return false };
-        if index as usize >= self.entries.len() {
+        if index as usize >= self.entries.len() || !self.by_port.has(number, init.protocol) {
             return false;
         }
         self.remove(index);
@@ -238,12 +243,13 @@ impl Bindings {
         if !binding.is_flow() {
             self.by_inside.insert(self.hash(&binding.key()), index);
         }
-        if binding.is_endpoint_dependent() {
-            self.by_port[place] = SHARED;
+        let place = if binding.is_endpoint_dependent() {
             self.by_remote.insert(self.hash_outside(&binding), index);
+            SHARED
         } else {
-            self.by_port[place] = index + 1;
-        }
+            index + 1
+        };
+        self.by_port.set(number, binding.protocol, binding.outside_port, place);
         true
     }
 
@@ -256,8 +262,8 @@ impl Bindings {
         if binding.is_endpoint_dependent() {
             // The port stays marked as shared: others may still have it, and a lookup of none finds none.
             self.by_remote.remove(self.hash_outside(&binding), index);
-        } else if let Some(place) = self.port_place(binding.outside_number, binding.protocol, binding.outside_port) {
-            self.by_port[place] = UNUSED;
+        } else {
+            self.by_port.set(binding.outside_number, binding.protocol, binding.outside_port, UNUSED);
         }
         if binding.filtering != Filtering::EndpointIndependent {
             let key = self.hash_key;
@@ -265,18 +271,6 @@ impl Bindings {
         }
         self.entries[index as usize] = Binding::FREE;
         self.used -= 1;
-    }
-
-    #[inline]
-    fn port_place(&self, address: u8, protocol: u8, port: u16) -> Option<usize> {
-        let row = match protocol {
-            ip4::ICMP => 0,
-            ip4::TCP => 1,
-            ip4::UDP => 2,
-            _ => return None,
-        };
-        let place = (usize::from(address) * PROTOCOLS + row) << 16 | usize::from(port);
-        (place < self.by_port.len()).then_some(place)
     }
 
     fn peer_hash(&self, index: u32, remote: Endpoint) -> u32 {
@@ -311,6 +305,7 @@ mod tests {
         gateway::OutsideAddress,
         nat::{Mapping, Owner},
     };
+    use crate::wire::ip4;
     use std::collections::HashMap;
 
     const POOL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(203, 0, 113, 200)];

@@ -8,7 +8,7 @@
 //! - `ahead`: asks for the memory of a batch before it is read.
 //! - `account`: what a packet means for its binding's life.
 //! - `peers`: whom a binding has sent to, for filtering. [`held_syns`]: those from outside that nothing lets in.
-//! - [`outside`]: the addresses that servers see.
+//! - [`outside`]: the addresses that servers see. [`pool`]: how they come and go. `port_tables`: who has which of their ports.
 //! - [`token`]: what IPv6 addresses are in all of these. [`hosts6`]: the inside hosts that they stand for.
 //! - [`prefix64`]: names of IPv4 addresses in IPv6, for NAT64.
 //! - [`rewrite`]: what a translation does to the bytes of a packet, ICMP errors and their quotes included.
@@ -30,20 +30,21 @@ pub(super) mod icmp64;
 pub(super) mod nat64;
 pub mod outside;
 mod peers;
+pub mod pool;
+mod port_tables;
 pub mod prefix64;
 pub(super) mod rewrite;
 pub(super) mod rewrite6;
 pub mod token;
 
 pub use binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering, Mapping, Owner, remote_end};
-pub use bindings::Bindings;
+pub use bindings::{Bindings, NewPool};
 pub use class::{Class, Timers};
 pub use hosts6::Hosts6;
 pub use outside::OutsideAddresses;
+pub use port_tables::PortTable;
 pub use prefix64::Prefix64;
 pub use token::Translation;
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use self::{flow_cache::FlowCache, hash_index::HashIndex};
 use super::{
@@ -63,14 +64,16 @@ const _: () = assert!(BYTES_A_BINDING == 341, "as docs/ARCHITECTURE.md says");
 /// How the NAT behaves; the same for workers and control core. [`NatConfig::new`] has what the RFCs ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatConfig {
-    /// The addresses servers see, not necessarily contiguous; a place in this list is an address's number. The first is
-    /// the node's own, which all sessions of the overlay have.
+    /// The addresses servers see, not necessarily contiguous; a place in this list is an address's number, and a vacant one
+    /// waits for another. The first is the node's own, which all sessions of the overlay have.
     pub addresses: Vec<OutsideAddress>,
     /// Numbers of the addresses that hosts of the gateway get; none where the node is no gateway.
     pub gateway: Vec<u8>,
-    /// The IPv6 addresses that servers see; their numbers come after those of `addresses`. Sessions of the overlay have
-    /// the first.
+    /// The IPv6 addresses that servers see; their numbers are from [`FIRST6`](outside::FIRST6) on. Sessions of the overlay
+    /// have the first.
     pub addresses6: Vec<OutsideAddress6>,
+    /// Numbers of addresses that hosts of the gateway get no longer, and some may have flows of.
+    pub withdrawn: Vec<u8>,
     /// Where the IPv4 internet is for hosts that speak IPv6.
     pub nat64: Option<Prefix64>,
     /// Which packets from outside a binding lets in.
@@ -99,6 +102,7 @@ impl NatConfig {
             addresses: vec![own],
             gateway: Vec::new(),
             addresses6: Vec::new(),
+            withdrawn: Vec::new(),
             nat64: None,
             filtering: Filtering::EndpointIndependent,
             timers: Timers::default(),
@@ -120,57 +124,8 @@ impl NatConfig {
         })
     }
 
-    /// Hosts of the gateway get these addresses, of which the node's own may be one.
-    pub fn with_gateway(mut self, addresses: &[OutsideAddress]) -> Self {
-        for outside in addresses {
-            let known = self.addresses.iter().position(|known| known.address == outside.address);
-            let number = known.unwrap_or_else(|| {
-                self.addresses.push(*outside);
-                self.addresses.len() - 1
-            });
-            self.gateway.push(number as u8);
-        }
-        self
-    }
-
-    /// The pool, for a node of `workers` workers.
-    pub fn outside(&self, workers: u8) -> OutsideAddresses {
-        OutsideAddresses::new(&self.addresses, &self.addresses6, workers)
-    }
-
     /// True where hosts of IPv6 are translated.
     pub fn has_ip6(&self) -> bool {
         !self.addresses6.is_empty() || self.nat64.is_some()
-    }
-
-    /// Numbers of the outside addresses of IPv6.
-    pub fn numbers6(&self) -> std::ops::Range<u8> {
-        let first = self.addresses.len() as u8;
-        first..first + self.addresses6.len() as u8
-    }
-
-    /// What the tables know the outside address of this number by.
-    pub fn outside_token(&self, number: u8) -> Option<Ipv4Addr> {
-        match self.addresses.get(usize::from(number)) {
-            Some(outside) => Some(outside.address),
-            None => self.numbers6().contains(&number).then(|| token::outside(number - self.numbers6().start)),
-        }
-    }
-
-    /// What the tables know an outside address of IPv6 by.
-    pub fn outside_token6(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
-        let place = self.addresses6.iter().position(|outside| outside.address == address)?;
-        Some(token::outside(place as u8))
-    }
-
-    /// The outside address of this number.
-    pub fn outside_address(&self, number: u8) -> Option<IpAddr> {
-        match self.addresses.get(usize::from(number)) {
-            Some(outside) => Some(outside.address.into()),
-            None => {
-                let place = usize::from(number).checked_sub(self.addresses.len())?;
-                self.addresses6.get(place).map(|outside| outside.address.into())
-            }
-        }
     }
 }

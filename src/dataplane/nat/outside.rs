@@ -8,17 +8,20 @@ use std::{
 use super::{binding::Endpoint, token};
 use crate::dataplane::gateway::{OutsideAddress, OutsideAddress6};
 
-/// Addresses at most: a binding keeps the number of its address in a byte.
+/// Numbers of addresses: a binding keeps its in a byte.
 pub const ADDRESSES_MAX: usize = 256;
+
+/// The number of the first IPv6 address; those before it are IPv4's.
+pub const FIRST6: u8 = 128;
 
 /// The pool. Each worker owns a part of each address's ports, all next to each other.
 #[derive(Clone, Debug)]
 pub struct OutsideAddresses {
     /// By number.
-    addresses: Box<[Place]>,
+    addresses: Box<[Option<Place>; ADDRESSES_MAX]>,
     /// Addresses and their numbers, sorted.
     sorted: Box<[(Ipv4Addr, u8)]>,
-    /// Those of IPv6, by place.
+    /// Those of IPv6, by place; the unspecified one where there is none.
     addresses6: Box<[Ipv6Addr]>,
 }
 
@@ -31,28 +34,28 @@ struct Place {
 }
 
 impl OutsideAddresses {
-    /// A pool whose addresses are numbered in the order given, those of IPv6 after the others, for a node of `workers`
-    /// workers. Panics where an address is there twice or there are more than [`ADDRESSES_MAX`].
+    /// A pool whose addresses are numbered by their place, vacant ones included, those of IPv6 from [`FIRST6`] on, for a
+    /// node of `workers` workers. Panics where an address is there twice or there are more than [`FIRST6`] of a family.
     pub fn new(addresses: &[OutsideAddress], addresses6: &[OutsideAddress6], workers: u8) -> Self {
-        assert!(addresses.len() + addresses6.len() <= ADDRESSES_MAX, "a pool has at most {ADDRESSES_MAX} addresses");
-        let known_by_token = (0..=u8::MAX).zip(addresses6).map(|(place, outside)| OutsideAddress {
-            address: token::outside(place),
-            first: outside.first,
-            last: outside.last,
-        });
-        let addresses: Vec<OutsideAddress> = addresses.iter().copied().chain(known_by_token).collect();
-        let addresses6: Box<[Ipv6Addr]> = addresses6.iter().map(|outside| outside.address).collect();
-        assert!((1..addresses6.len()).all(|n| !addresses6[..n].contains(&addresses6[n])), "an address is there once");
-        let mut sorted: Vec<(Ipv4Addr, u8)> =
-            addresses.iter().map(|outside| outside.address).zip(0..=u8::MAX).collect();
+        assert!(addresses.len().max(addresses6.len()) <= usize::from(FIRST6), "at most {FIRST6} of a family");
+        let known_by_token = (0..FIRST6).zip(addresses6).filter(|(_, outside)| !outside.is_vacant()).map(
+            |(place, OutsideAddress6 { first, last, .. })| {
+                (FIRST6 + place, OutsideAddress { address: token::outside(place), first: *first, last: *last })
+            },
+        );
+        let known = (0..FIRST6).zip(addresses.iter().copied()).filter(|(_, outside)| !outside.is_vacant());
+        let (mut places, mut sorted) = (Box::new([None; ADDRESSES_MAX]), Vec::new());
+        for (number, OutsideAddress { address, first, last }) in known.chain(known_by_token) {
+            let share = (u32::from(last - first) + 1).div_ceil(u32::from(workers));
+            places[usize::from(number)] = Some(Place { first, last, share });
+            sorted.push((address, number));
+        }
         sorted.sort_unstable();
         assert!(sorted.windows(2).all(|pair| pair[0].0 != pair[1].0), "an address is in the pool once");
-        let place = |outside: &OutsideAddress| Place {
-            first: outside.first,
-            last: outside.last,
-            share: (u32::from(outside.last - outside.first) + 1).div_ceil(u32::from(workers)),
-        };
-        Self { addresses: addresses.iter().map(place).collect(), sorted: sorted.into_boxed_slice(), addresses6 }
+        let addresses6: Box<[Ipv6Addr]> = addresses6.iter().map(|outside| outside.address).collect();
+        let is_there_before = |n: usize| !addresses6[n].is_unspecified() && addresses6[..n].contains(&addresses6[n]);
+        assert!(!(0..addresses6.len()).any(is_there_before), "an address is there once");
+        Self { addresses: places, sorted: sorted.into_boxed_slice(), addresses6 }
     }
 
     /// The number of an address, `None` where it is not in the pool.
@@ -74,7 +77,8 @@ impl OutsideAddresses {
     /// The token of an IPv6 address, `None` where it is not in the pool.
     #[inline]
     pub fn token_of(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
-        self.addresses6.iter().position(|known| *known == address).map(|place| token::outside(place as u8))
+        let is_it = |known: &Ipv6Addr| *known == address && !address.is_unspecified();
+        self.addresses6.iter().position(is_it).map(|place| token::outside(place as u8))
     }
 
     /// The first address of IPv6.
@@ -85,7 +89,8 @@ impl OutsideAddresses {
     /// The IPv6 address that a token stands for.
     #[inline]
     pub fn address6(&self, outside: Ipv4Addr) -> Option<Ipv6Addr> {
-        self.addresses6.get(usize::from(token::outside_of(outside)?)).copied()
+        let address = self.addresses6.get(usize::from(token::outside_of(outside)?)).copied();
+        address.filter(|address| !address.is_unspecified())
     }
 
     /// What servers know an outside address by.
@@ -94,16 +99,16 @@ impl OutsideAddresses {
         self.address6(outside).map_or(outside.into(), IpAddr::from)
     }
 
-    /// How many addresses there are, of both families.
-    pub fn count(&self) -> usize {
-        self.addresses.len()
+    /// The numbers of all addresses, of both families.
+    pub fn numbers(&self) -> impl Iterator<Item = u8> {
+        (0..=u8::MAX).zip(&*self.addresses).filter(|(_, place)| place.is_some()).map(|(number, _)| number)
     }
 
     /// The worker that owns a port (or ICMP identifier) of an address; `None` where it is not NAT's.
     #[inline]
     pub fn owner_of(&self, outside: Endpoint) -> Option<usize> {
         let number = self.number_of(outside.0)?;
-        let place = self.addresses[usize::from(number)];
+        let place = self.addresses[usize::from(number)]?;
         (place.first..=place.last)
             .contains(&outside.1)
             .then(|| (u32::from(outside.1 - place.first) / place.share) as usize)
@@ -111,14 +116,12 @@ impl OutsideAddresses {
 
     /// The ports of address `number` that `worker` gives out; none where there are fewer ports than workers.
     pub fn ports_of(&self, number: u8, worker: usize) -> RangeInclusive<u16> {
-        let place = self.addresses[usize::from(number)];
+        #[allow(clippy::reversed_empty_ranges, reason = "no port")]
+        let none = 1..=0;
+        let Some(place) = self.addresses[usize::from(number)] else { return none };
         let first = u32::from(place.first) + worker as u32 * place.share;
         let last = (first + place.share - 1).min(u32::from(place.last));
-        if first > last {
-            #[allow(clippy::reversed_empty_ranges, reason = "no port")]
-            return 1..=0;
-        }
-        first as u16..=last as u16
+        if first > last { none } else { first as u16..=last as u16 }
     }
 }
 
@@ -145,11 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_ipv6_are_numbered_after_the_others_and_found_by_their_tokens() {
+    fn addresses_of_ipv6_have_numbers_of_their_own_and_are_found_by_their_tokens() {
         let six = |n| OutsideAddress6 { address: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n), first: 7, last: 9 };
         let pool = OutsideAddresses::new(&[outside(A, 1, 2)], &[six(1), six(2)], 1);
         let token = pool.token_of(six(2).address).unwrap();
-        assert_eq!((pool.count(), pool.number_of(token), pool.number_of(A)), (3, Some(2), Some(0)));
+        assert_eq!((pool.numbers().count(), pool.number_of(token), pool.number_of(A)), (3, Some(FIRST6 + 1), Some(0)));
         assert_eq!(pool.address6(token), Some(six(2).address));
         assert_eq!([token, A].map(|outside| pool.name_of(outside)), [six(2).address.into(), IpAddr::from(A)]);
         assert_eq!((pool.owner_of((token, 7)), pool.owner_of((token, 1))), (Some(0), None));

@@ -101,6 +101,7 @@ impl GatewayConfig {
         Gateway {
             realms: interfaces.iter().map(realm_of).collect(),
             addresses: self.addresses.clone(),
+            addresses6: self.addresses6.clone(),
             exempt: self.exempt.clone(),
             exempt6: self.exempt6.clone(),
             mappings,
@@ -289,7 +290,11 @@ outside = ["OUT"]
         let exempt = read("exempt = [\"10.0.0.0/8\"]\n").unwrap();
         assert_eq!(old.fixed_differences(&exempt), [""; 0]);
         let more = read("addresses = [\"192.0.2.1\", \"192.0.2.7\"]\n[limits]\nbindings = 9\n").unwrap();
-        assert_eq!(old.fixed_differences(&more), ["limits", "gateway.addresses or gateway.ports"]);
+        assert_eq!(old.fixed_differences(&more), ["limits"]);
+        let six = read("addresses6 = [\"2001:db8::1\", \"2001:db8::2\"]\n").unwrap();
+        assert_eq!(old.fixed_differences(&six), ["the first of gateway.addresses6"]);
+        let one = read("addresses6 = [\"2001:db8::1\"]\n").unwrap();
+        assert_eq!(one.fixed_differences(&six), [""; 0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod document;
 mod forwarded6;
 mod full;
 mod model;
+mod pool;
 mod rfc4787;
 mod rfc5382;
 mod rfc5508;
@@ -137,7 +138,9 @@ impl Nat {
         (setup.adjust)(&mut nat);
         let realms = vec![Realm::Outside, Realm::Inside];
         let (exempt, mappings) = (setup.exempt, in_order(setup.mappings));
-        let file = Gateway { realms, addresses, exempt, mappings, ..Gateway::default() };
+        let addresses = nat.gateway.iter().map(|number| nat.addresses[usize::from(*number)]).collect();
+        let addresses6 = nat.addresses6.clone();
+        let file = Gateway { realms, addresses, addresses6, exempt, mappings, ..Gateway::default() };
         let interfaces = vec![
             Interface { index: 2, mac: MACS[0], mtu: 1500, is_up: true },
             Interface { index: 3, mac: MACS[1], mtu: 1500, is_up: true },
@@ -324,7 +327,22 @@ impl Nat {
     /// The file is read anew: these ports are forwarded.
     pub(super) fn set_mappings(&mut self, mappings: Vec<StaticMapping>) {
         self.file.mappings = in_order(mappings);
-        self.control.set_gateway(self.file.clone(), self.now);
+        self.reload();
+    }
+
+    /// The file is read anew: hosts are given these addresses. What is said about it.
+    pub(super) fn set_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), String> {
+        let OutsideAddress { first, last, .. } = self.file.addresses[0];
+        let addresses = addresses.iter().map(|address| OutsideAddress { address: *address, first, last }).collect();
+        let file = Gateway { addresses, ..self.file.clone() };
+        self.control.set_gateway(file.clone(), self.now).map_err(|error| error.to_string())?;
+        self.file = file;
+        self.settle();
+        Ok(())
+    }
+
+    fn reload(&mut self) {
+        self.control.set_gateway(self.file.clone(), self.now).expect("the pool can be so");
         self.settle();
     }
 

@@ -6,15 +6,15 @@ use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{HashMap, MapError, PerCpuArray, XskMap},
+    maps::{MapError, PerCpuArray, XskMap},
     programs::Xdp,
 };
 
 use super::{
     error::{Error, io_error, is_privilege},
-    transit::{TransitRules, in_network_order},
+    transit::TransitRules,
 };
-use crate::dataplane::gateway::{OutsideAddress, OutsideAddress6, Realm, Transit};
+use crate::dataplane::gateway::{OutsideAddress, Realm, Transit};
 
 /// Name of the program in the kernel; a program of this name on an interface is ours.
 pub(super) const NAME: &str = "starnet_xdp";
@@ -24,10 +24,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/starnet
 /// What the kernel sends to the AF_XDP sockets instead of handling it itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// Addresses of the node, at most 64, and of each the UDP and TCP ports and ICMP identifiers.
-    pub addresses: Vec<OutsideAddress>,
-    /// The same of IPv6.
-    pub addresses6: Vec<OutsideAddress6>,
     /// The node translates IPv6, from addresses of its own or to IPv4.
     pub takes_ip6: bool,
     /// The node translates: fragments without ports may be its.
@@ -41,13 +37,7 @@ impl Reserved {
     pub fn new(addresses: &[Ipv4Addr], ports: RangeInclusive<u16>) -> Self {
         let (first, last) = ports.into_inner();
         let addresses = addresses.iter().map(|&address| OutsideAddress { address, first, last }).collect();
-        Self {
-            addresses,
-            addresses6: Vec::new(),
-            takes_ip6: false,
-            takes_fragments: false,
-            transit: Transit::default(),
-        }
+        Self { takes_ip6: false, takes_fragments: false, transit: Transit { addresses, ..Transit::default() } }
     }
 }
 
@@ -118,22 +108,6 @@ impl Program {
             .override_global("takes_fragments", &u8::from(reserved.takes_fragments), true)
             .load(OBJECT)
             .map_err(|error| load_error(&error))?;
-        let mut addresses: HashMap<_, u32, [u16; 2]> = ebpf
-            .map_mut("addresses")
-            .expect("the program has this map")
-            .try_into()
-            .map_err(|error| load_error(&error))?;
-        for OutsideAddress { address, first, last } in &reserved.addresses {
-            addresses.insert(in_network_order(*address), [*first, *last], 0).map_err(|error| load_error(&error))?;
-        }
-        let mut addresses6: HashMap<_, [u8; 16], [u16; 2]> = ebpf
-            .map_mut("addresses6")
-            .expect("the program has this map")
-            .try_into()
-            .map_err(|error| load_error(&error))?;
-        for OutsideAddress6 { address, first, last } in &reserved.addresses6 {
-            addresses6.insert(address.octets(), [*first, *last], 0).map_err(|error| load_error(&error))?;
-        }
         let mut rules = TransitRules::new(&mut ebpf).map_err(|error| load_error(&error))?;
         rules.set(&reserved.transit).map_err(|error| load_error(&error))?;
         let mut program = Self { ebpf, rules: Some(rules) };

@@ -1,5 +1,5 @@
-//! Packets that only pass through a gateway: which of them the XDP program takes. Unlike all else it goes by, this
-//! changes while it runs.
+//! Which packets the XDP program takes: addresses and ports of the node, and what only passes through a gateway. Unlike all
+//! else it goes by, this changes while it runs.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,13 +12,16 @@ use aya::{
 };
 
 use crate::dataplane::{
+    address::Address,
     forwarding::{Prefix, Prefix6},
-    gateway::Transit,
+    gateway::{OutsideAddress, Transit},
 };
 
 /// The maps of one interface's program that hold [`Transit`]; may be changed from any thread while it runs.
 #[derive(Debug)]
 pub struct TransitRules {
+    addresses: HashMap<MapData, u32, [u16; 2]>,
+    addresses6: HashMap<MapData, [u8; 16], [u16; 2]>,
     forwarded: HashMap<MapData, Forwarded, u8>,
     forwarded6: HashMap<MapData, Forwarded6, u8>,
     local: HashMap<MapData, u32, u8>,
@@ -79,11 +82,21 @@ fn trie_key6(prefix: Prefix6) -> Key<[u8; 16]> {
     Key::new(u32::from(prefix.length), prefix.address.octets())
 }
 
+/// Addresses that are in `old` and, with whatever ports, not in `new`.
+fn gone<'a, A: Address>(
+    old: &'a [OutsideAddress<A>],
+    new: &'a [OutsideAddress<A>],
+) -> impl Iterator<Item = &'a OutsideAddress<A>> {
+    old.iter().filter(|outside| !new.iter().any(|other| other.address == outside.address))
+}
+
 impl TransitRules {
     /// Takes the maps out of a loaded object.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, MapError> {
         let mut take = |name| ebpf.take_map(name).expect("the program has this map");
         Ok(Self {
+            addresses: take("addresses").try_into()?,
+            addresses6: take("addresses6").try_into()?,
             forwarded: take("forwarded").try_into()?,
             forwarded6: take("forwarded6").try_into()?,
             local: take("local").try_into()?,
@@ -97,6 +110,12 @@ impl TransitRules {
     /// Makes `transit` what is taken. What is in the old and in the new set is taken all the time.
     pub fn set(&mut self, transit: &Transit) -> Result<(), MapError> {
         let old = std::mem::take(&mut self.now);
+        for outside in transit.addresses.iter().filter(|outside| !old.addresses.contains(outside)) {
+            self.addresses.insert(in_network_order(outside.address), [outside.first, outside.last], 0)?;
+        }
+        for outside in gone(&old.addresses, &transit.addresses) {
+            self.addresses.remove(&in_network_order(outside.address))?;
+        }
         for entry in transit.forwarded.iter().filter(|entry| !old.forwarded.contains(entry)) {
             self.forwarded.insert(Forwarded::new(*entry), 0, 0)?;
         }
@@ -126,6 +145,12 @@ impl TransitRules {
         }
         for entry in old.forwarded6.iter().filter(|entry| !new.forwarded6.contains(entry)) {
             self.forwarded6.remove(&Forwarded6::new(*entry))?;
+        }
+        for outside in new.addresses6.iter().filter(|outside| !old.addresses6.contains(outside)) {
+            self.addresses6.insert(outside.address.octets(), [outside.first, outside.last], 0)?;
+        }
+        for outside in gone(&old.addresses6, &new.addresses6) {
+            self.addresses6.remove(&outside.address.octets())?;
         }
         for address in new.local6.iter().filter(|address| !old.local6.contains(address)) {
             self.local6.insert(Ipv6Addr::octets(address), 0, 0)?;

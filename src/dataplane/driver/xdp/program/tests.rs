@@ -122,7 +122,8 @@ fn every_address_of_ours_counts_and_no_other() {
 fn each_address_has_a_range_of_its_own() {
     let addresses = [(OURS, FIRST, LAST), (ALSO_OURS, 1, 7)];
     let addresses = addresses.map(|(address, first, last)| OutsideAddress { address, first, last }).to_vec();
-    let mut program = load(&Reserved { addresses, ..reserved() });
+    let transit = Transit { addresses, ..Transit::default() };
+    let mut program = load(&Reserved { transit, ..reserved() });
     let to = |address, port| packet(ethernet::TYPE_IP4, &ip(OTHER, address, ip4::UDP, &[], &udp_datagram(1, port)));
     expect(&mut program, &to(OURS, FIRST), Verdict::XskUdp);
     expect(&mut program, &to(OURS, 7), Verdict::PassPort);
@@ -280,7 +281,7 @@ fn an_empty_range_and_no_address_take_nothing() {
     #[expect(clippy::reversed_empty_ranges)]
     let empty = Reserved::new(&[OURS], 1..=0);
     expect(&mut load(&empty), &datagram, Verdict::PassPort);
-    let nowhere = Reserved { addresses: vec![], ..reserved() };
+    let nowhere = Reserved { transit: Transit::default(), ..reserved() };
     expect(&mut load(&nowhere), &datagram, Verdict::PassAddress);
 }
 
@@ -293,7 +294,7 @@ fn transit() -> Transit {
         forwarded: vec![(ip4::TCP, OURS, 80), (ip4::UDP, ALSO_OURS, 53)],
         local: vec![OURS, ALSO_OURS, INSIDE_US, Ipv4Addr::new(10, 0, 0, 255)],
         exempt: vec!["10.9.0.0/16".parse().unwrap()],
-        ..Transit::default()
+        ..reserved().transit
     }
 }
 
@@ -395,13 +396,34 @@ fn fragments_follow_the_one_that_has_the_ports() {
 fn what_is_taken_changes_while_the_program_runs() {
     let mut program = gateway(Realm::Outside);
     let mut rules = program.rules.take().unwrap();
-    rules.set(&Transit { forwarded: vec![(ip4::TCP, OURS, 8080)], ..Transit::default() }).unwrap();
+    rules.set(&Transit { forwarded: vec![(ip4::TCP, OURS, 8080)], ..reserved().transit }).unwrap();
     let to = |port| transit_packet(OTHER, OURS, ip4::TCP, &tcp_segment(5, port));
     expect(&mut program, &to(80), Verdict::PassPort);
     expect(&mut program, &to(8080), Verdict::XskTcp);
     expect(&mut program, &transit_packet(OFFICE, INSIDE_HOST, ip4::UDP, &udp_datagram(5, 53)), Verdict::PassAddress);
     rules.set(&transit()).unwrap();
     expect(&mut program, &transit_packet(OFFICE, INSIDE_US, ip4::UDP, &udp_datagram(5, 53)), Verdict::PassLocal);
+}
+
+#[test]
+fn addresses_come_and_go_while_the_program_runs() {
+    let mut program = program();
+    let mut rules = program.rules.take().unwrap();
+    let udp = |address, port| packet(ethernet::TYPE_IP4, &ip(OTHER, address, ip4::UDP, &[], &udp_datagram(1, port)));
+    let third = Ipv4Addr::new(203, 0, 113, 77);
+    let of = |addresses: &[(Ipv4Addr, u16)]| {
+        let outside =
+            |(address, first): &(Ipv4Addr, u16)| OutsideAddress { address: *address, first: *first, last: LAST };
+        Transit { addresses: addresses.iter().map(outside).collect(), ..Transit::default() }
+    };
+    rules.set(&of(&[(OURS, FIRST), (third, 1024)])).unwrap();
+    expect(&mut program, &udp(OURS, FIRST), Verdict::XskUdp);
+    expect(&mut program, &udp(third, 1024), Verdict::XskUdp);
+    expect(&mut program, &udp(ALSO_OURS, FIRST), Verdict::PassAddress);
+    rules.set(&of(&[(ALSO_OURS, FIRST), (third, FIRST)])).unwrap();
+    expect(&mut program, &udp(OURS, FIRST), Verdict::PassAddress);
+    expect(&mut program, &udp(ALSO_OURS, FIRST), Verdict::XskUdp);
+    expect(&mut program, &udp(third, 1024), Verdict::PassPort);
 }
 
 #[test]
@@ -429,9 +451,9 @@ mod ip6_tests {
 
     fn gateway6(realm: Realm) -> Program {
         let local6 = vec![OURS6, ALSO_LOCAL];
-        let transit = Transit { local6, exempt6: vec!["2001:db8:9::/48".parse().unwrap()], ..transit() };
         let addresses6 = vec![OutsideAddress6 { address: OURS6, first: FIRST, last: LAST }];
-        load_at(&Reserved { addresses6, takes_ip6: true, transit, ..reserved() }, realm)
+        let transit = Transit { addresses6, local6, exempt6: vec!["2001:db8:9::/48".parse().unwrap()], ..transit() };
+        load_at(&Reserved { takes_ip6: true, transit, ..reserved() }, realm)
     }
 
     fn framed(ip: &[u8]) -> Vec<u8> {
