@@ -10,6 +10,7 @@ mod metrics;
 mod nics;
 mod operation;
 mod overlay6;
+mod pool;
 mod programs;
 mod servers6;
 mod stun;

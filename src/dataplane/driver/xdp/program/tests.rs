@@ -449,11 +449,14 @@ mod ip6_tests {
     const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
     const OFFICE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
 
-    fn gateway6(realm: Realm) -> Program {
-        let local6 = vec![OURS6, ALSO_LOCAL];
+    fn transit6() -> Transit {
         let addresses6 = vec![OutsideAddress6 { address: OURS6, first: FIRST, last: LAST }];
-        let transit = Transit { addresses6, local6, exempt6: vec!["2001:db8:9::/48".parse().unwrap()], ..transit() };
-        load_at(&Reserved { takes_ip6: true, transit, ..reserved() }, realm)
+        let local6 = vec![OURS6, ALSO_LOCAL];
+        Transit { addresses6, local6, exempt6: vec!["2001:db8:9::/48".parse().unwrap()], ..transit() }
+    }
+
+    fn gateway6(realm: Realm) -> Program {
+        load_at(&Reserved { takes_ip6: true, transit: transit6(), ..reserved() }, realm)
     }
 
     fn framed(ip: &[u8]) -> Vec<u8> {
@@ -542,7 +545,8 @@ mod ip6_tests {
         let mut program = gateway6(Realm::Outside);
         expect(&mut program, &to(ip4::TCP, OURS6, 80), Verdict::PassPort);
         let mut rules = program.rules.take().unwrap();
-        let transit = Transit { forwarded6: vec![(ip4::TCP, OURS6, 80), (ip4::UDP, OURS6, 53)], ..transit() };
+        let forwarded6 = vec![(ip4::TCP, OURS6, 80), (ip4::UDP, OURS6, 53)];
+        let transit = Transit { forwarded6, local6: Vec::new(), ..transit6() };
         rules.set(&transit).unwrap();
         for (protocol, port, verdict) in [
             (ip4::TCP, 80, Verdict::XskTcp),
@@ -562,7 +566,7 @@ mod ip6_tests {
         };
         expect(&mut program, &quoting(answer(ip4::TCP)), Verdict::XskIcmpError);
         expect(&mut program, &quoting(answer(ip4::UDP)), Verdict::PassIcmpQuote);
-        rules.set(&self::transit()).unwrap();
+        rules.set(&transit6()).unwrap();
         expect(&mut program, &to(ip4::TCP, OURS6, 80), Verdict::PassPort);
     }
 
@@ -570,8 +574,7 @@ mod ip6_tests {
     fn to_our_outside_addresses_an_inside_host_reaches_what_everyone_does() {
         let mut program = gateway6(Realm::Inside);
         let mut rules = program.rules.take().unwrap();
-        let local6 = vec![OURS6, ALSO_LOCAL];
-        rules.set(&Transit { local6, forwarded6: vec![(ip4::UDP, OURS6, 53)], ..transit() }).unwrap();
+        rules.set(&Transit { forwarded6: vec![(ip4::UDP, OURS6, 53)], ..transit6() }).unwrap();
         let whole = |port| udp6_packet((HOST, 1), (OURS6, port), &[7; 40]);
         expect(&mut program, &framed(&whole(53)), Verdict::XskRouted);
         expect(&mut program, &framed(&whole(54)), Verdict::PassLocal);
