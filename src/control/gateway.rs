@@ -408,6 +408,28 @@ mod tests {
     }
 
     #[test]
+    fn a_static_mapping_may_be_of_an_address_that_comes_with_its_file_and_goes_with_the_next() {
+        let mut net = net6(&[]);
+        let other = OutsideAddress6 { address: host6(0xffff), first: 5000, last: 5999 };
+        for _ in 0..2 {
+            let (now, node) = (net.now, net.node("gw"));
+            let addresses6 = vec![node.config.nat.addresses6[0], other];
+            let file = gateway(&[mapping6(other.address.into(), 80, 1)]);
+            node.control.set_gateway(Gateway { addresses6, ..file }, now).unwrap();
+            net.settle();
+            let node = net.node("gw");
+            assert_eq!(node.takes.forwarded6, [(ip4::UDP, other.address, 80)]);
+            let bindings: Vec<_> = node.workers.iter().flat_map(|worker| worker.bindings.values()).collect();
+            assert_eq!((bindings.len(), token::outside_of(bindings[0].outside_address)), (1, Some(1)));
+            reload(&mut net, &[]);
+            net.run(2 * crate::SECOND);
+            let takes = &net.node("gw").takes;
+            assert_eq!((takes.addresses6.len(), takes.forwarded6.len()), (1, 0), "nothing is left of it");
+            net.assert_all_free();
+        }
+    }
+
+    #[test]
     fn a_host_of_ipv6_that_spoke_first_is_given_its_static_mapping_in_its_family_alone() {
         let mut net = net6(&[]);
         let worker = net.node("gw").config.identity.owner_of_host6(host6(5));

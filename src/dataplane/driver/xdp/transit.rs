@@ -83,7 +83,7 @@ fn trie_key6(prefix: Prefix6) -> Key<[u8; 16]> {
 }
 
 /// Addresses that are in `old` and, with whatever ports, not in `new`.
-fn gone<'a, A: Address>(
+fn withdrawn<'a, A: Address>(
     old: &'a [OutsideAddress<A>],
     new: &'a [OutsideAddress<A>],
 ) -> impl Iterator<Item = &'a OutsideAddress<A>> {
@@ -110,60 +110,48 @@ impl TransitRules {
     /// Makes `transit` what is taken. What is in the old and in the new set is taken all the time.
     pub fn set(&mut self, transit: &Transit) -> Result<(), MapError> {
         let old = std::mem::take(&mut self.now);
-        for outside in transit.addresses.iter().filter(|outside| !old.addresses.contains(outside)) {
-            self.addresses.insert(in_network_order(outside.address), [outside.first, outside.last], 0)?;
-        }
-        for outside in gone(&old.addresses, &transit.addresses) {
+        // What goes makes room for what comes.
+        for outside in withdrawn(&old.addresses, &transit.addresses) {
             self.addresses.remove(&in_network_order(outside.address))?;
         }
-        for entry in transit.forwarded.iter().filter(|entry| !old.forwarded.contains(entry)) {
-            self.forwarded.insert(Forwarded::new(*entry), 0, 0)?;
+        for outside in changes(&old.addresses, &transit.addresses).1 {
+            self.addresses.insert(in_network_order(outside.address), [outside.first, outside.last], 0)?;
         }
-        for entry in old.forwarded.iter().filter(|entry| !transit.forwarded.contains(entry)) {
-            self.forwarded.remove(&Forwarded::new(*entry))?;
-        }
-        for address in transit.local.iter().filter(|address| !old.local.contains(address)) {
-            self.local.insert(in_network_order(*address), 0, 0)?;
-        }
-        for address in old.local.iter().filter(|address| !transit.local.contains(address)) {
-            self.local.remove(&in_network_order(*address))?;
-        }
-        for prefix in transit.exempt.iter().filter(|prefix| !old.exempt.contains(prefix)) {
-            self.exempt.insert(&trie_key(*prefix), 0, 0)?;
-        }
-        for prefix in old.exempt.iter().filter(|prefix| !transit.exempt.contains(prefix)) {
-            self.exempt.remove(&trie_key(*prefix))?;
-        }
+        let (gone, new) = changes(&old.forwarded, &transit.forwarded);
+        gone.iter().try_for_each(|entry| self.forwarded.remove(&Forwarded::new(**entry)))?;
+        new.iter().try_for_each(|entry| self.forwarded.insert(Forwarded::new(**entry), 0, 0))?;
+        let (gone, new) = changes(&old.local, &transit.local);
+        gone.iter().try_for_each(|address| self.local.remove(&in_network_order(**address)))?;
+        new.iter().try_for_each(|address| self.local.insert(in_network_order(**address), 0, 0))?;
+        let (gone, new) = changes(&old.exempt, &transit.exempt);
+        gone.iter().try_for_each(|prefix| self.exempt.remove(&trie_key(**prefix)))?;
+        new.iter().try_for_each(|prefix| self.exempt.insert(&trie_key(**prefix), 0, 0))?;
         self.set6(&old, transit)?;
         self.now = transit.clone();
         Ok(())
     }
 
-    fn set6(&mut self, old: &Transit, new: &Transit) -> Result<(), MapError> {
-        for entry in new.forwarded6.iter().filter(|entry| !old.forwarded6.contains(entry)) {
-            self.forwarded6.insert(Forwarded6::new(*entry), 0, 0)?;
-        }
-        for entry in old.forwarded6.iter().filter(|entry| !new.forwarded6.contains(entry)) {
-            self.forwarded6.remove(&Forwarded6::new(*entry))?;
-        }
-        for outside in new.addresses6.iter().filter(|outside| !old.addresses6.contains(outside)) {
-            self.addresses6.insert(outside.address.octets(), [outside.first, outside.last], 0)?;
-        }
-        for outside in gone(&old.addresses6, &new.addresses6) {
+    fn set6(&mut self, old: &Transit, transit: &Transit) -> Result<(), MapError> {
+        for outside in withdrawn(&old.addresses6, &transit.addresses6) {
             self.addresses6.remove(&outside.address.octets())?;
         }
-        for address in new.local6.iter().filter(|address| !old.local6.contains(address)) {
-            self.local6.insert(Ipv6Addr::octets(address), 0, 0)?;
+        for outside in changes(&old.addresses6, &transit.addresses6).1 {
+            self.addresses6.insert(outside.address.octets(), [outside.first, outside.last], 0)?;
         }
-        for address in old.local6.iter().filter(|address| !new.local6.contains(address)) {
-            self.local6.remove(&address.octets())?;
-        }
-        for prefix in new.exempt6.iter().filter(|prefix| !old.exempt6.contains(prefix)) {
-            self.exempt6.insert(&trie_key6(*prefix), 0, 0)?;
-        }
-        for prefix in old.exempt6.iter().filter(|prefix| !new.exempt6.contains(prefix)) {
-            self.exempt6.remove(&trie_key6(*prefix))?;
-        }
-        Ok(())
+        let (gone, new) = changes(&old.forwarded6, &transit.forwarded6);
+        gone.iter().try_for_each(|entry| self.forwarded6.remove(&Forwarded6::new(**entry)))?;
+        new.iter().try_for_each(|entry| self.forwarded6.insert(Forwarded6::new(**entry), 0, 0))?;
+        let (gone, new) = changes(&old.local6, &transit.local6);
+        gone.iter().try_for_each(|address| self.local6.remove(&address.octets()))?;
+        new.iter().try_for_each(|address| self.local6.insert(address.octets(), 0, 0))?;
+        let (gone, new) = changes(&old.exempt6, &transit.exempt6);
+        gone.iter().try_for_each(|prefix| self.exempt6.remove(&trie_key6(**prefix)))?;
+        new.iter().try_for_each(|prefix| self.exempt6.insert(&trie_key6(**prefix), 0, 0))
     }
+}
+
+/// What is in the old set alone, and what in the new one alone.
+fn changes<'a, T: PartialEq>(old: &'a [T], new: &'a [T]) -> (Vec<&'a T>, Vec<&'a T>) {
+    let alone = |of: &'a [T], other: &[T]| of.iter().filter(|entry| !other.contains(entry)).collect();
+    (alone(old, new), alone(new, old))
 }

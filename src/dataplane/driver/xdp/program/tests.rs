@@ -4,7 +4,10 @@
 use aya::{TestRun, TestRunOptions};
 
 use super::*;
-use crate::wire::{ethernet, icmp, ip4, tcp, udp};
+use crate::{
+    limits::PORT_MAPPINGS_MAX,
+    wire::{ethernet, icmp, ip4, tcp, udp},
+};
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const ALSO_OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -424,6 +427,25 @@ fn addresses_come_and_go_while_the_program_runs() {
     expect(&mut program, &udp(OURS, FIRST), Verdict::PassAddress);
     expect(&mut program, &udp(ALSO_OURS, FIRST), Verdict::XskUdp);
     expect(&mut program, &udp(third, 1024), Verdict::PassPort);
+}
+
+#[test]
+fn as_many_forwarded_ports_as_there_may_be_change_at_once() {
+    let mut program = gateway(Realm::Outside);
+    let mut rules = program.rules.take().unwrap();
+    let all = |first: u16| (first..first + PORT_MAPPINGS_MAX as u16).map(|port| (ip4::TCP, OURS, port)).collect();
+    for first in [1000, 3000] {
+        rules.set(&Transit { forwarded: all(first), ..transit() }).unwrap();
+        let last = first + PORT_MAPPINGS_MAX as u16 - 1;
+        for (port, verdict) in [
+            (first - 1, Verdict::PassPort),
+            (first, Verdict::XskTcp),
+            (last, Verdict::XskTcp),
+            (last + 1, Verdict::PassPort),
+        ] {
+            expect(&mut program, &transit_packet(OTHER, OURS, ip4::TCP, &tcp_segment(5, port)), verdict);
+        }
+    }
 }
 
 #[test]
