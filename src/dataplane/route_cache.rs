@@ -8,11 +8,17 @@ use super::{
     address::Address,
     forwarding::{Forwarding, Lookup},
     gateway::Realm,
+    prefetch::prefetch,
 };
 use crate::wire::ethernet;
 
 /// A gateway's hosts and their servers, or an exit's servers: tens of thousands of destinations at a time.
 const ENTRIES: usize = 1 << 14;
+
+#[inline]
+fn bucket<A: Address>(destination: A) -> usize {
+    (destination.spread() >> 16) as usize % ENTRIES
+}
 
 /// What a packet to one destination needs to know: one cache line.
 #[derive(Clone, Copy, Debug)]
@@ -102,10 +108,16 @@ impl RouteCache {
         std::mem::replace(&mut self.forwarding, forwarding)
     }
 
+    /// Asks for the line that [`Self::lookup`] of the same destination reads.
+    #[inline]
+    pub fn ask_for(&self, destination: Ipv4Addr) {
+        prefetch(&self.entries[bucket(destination)]);
+    }
+
     /// What there is to know of `destination`.
     #[inline]
     pub fn lookup(&mut self, destination: Ipv4Addr) -> &Cached {
-        let bucket = (destination.spread() >> 16) as usize % ENTRIES;
+        let bucket = bucket(destination);
         let entry = &self.entries[bucket];
         if entry.destination != destination || entry.epoch != self.epoch {
             self.look_up_anew(destination, bucket);
@@ -129,7 +141,7 @@ impl RouteCache {
     /// The same for IPv6.
     #[inline]
     pub fn lookup6(&mut self, destination: Ipv6Addr) -> Cached<Ipv6Addr> {
-        let bucket = (destination.spread() >> 16) as usize % ENTRIES;
+        let bucket = bucket(destination);
         let entry = self.entries6[bucket];
         if entry.destination == destination && entry.epoch == self.epoch {
             return entry;

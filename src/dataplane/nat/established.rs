@@ -264,6 +264,10 @@ fn translate(context: &mut Context, frames: &mut Frames, slot: usize, candidate:
         _ => {}
     }
     packet.destination = if way == Way::Out { destination } else { flow.address.into() };
+    if way != Way::Out {
+        // To servers it made no difference.
+        context.routes.ask_for(packet.destination);
+    }
     Some(NodeId::IpOutput)
 }
 
