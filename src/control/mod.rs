@@ -107,6 +107,8 @@ pub struct Control {
     histograms_due: Nanos,
     /// When withdrawn addresses are looked at next.
     retirement_due: Nanos,
+    /// Everything that all workers recorded since the start; shared with those who asked.
+    histograms: Arc<Histograms>,
     /// Everything but commands, which wait in the workers' backlogs.
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -141,6 +143,7 @@ impl Control {
             visits: BTreeSet::new(),
             histograms_due: now + HISTOGRAM_INTERVAL,
             retirement_due: now,
+            histograms: Arc::default(),
             effects: VecDeque::new(),
             counters: Counters::default(),
             started: now,
@@ -191,8 +194,10 @@ impl Control {
             Event::ForwardingRetired(retired) => drop(retired),
             Event::OutsideRetired(retired) => drop(retired),
             Event::Histograms(mut filled) => {
+                // Copied only while someone still reads what they were before.
+                Arc::make_mut(&mut self.histograms).merge(&filled);
                 let tables = &mut self.workers[worker];
-                tables.histograms.merge(&filled);
+                tables.add_first_packets(&filled);
                 filled.clear();
                 tables.spare_histograms = Some(filled);
             }
@@ -277,9 +282,9 @@ impl Control {
         true
     }
 
-    /// What a worker's histograms recorded since the start, at most about a second old.
-    pub fn histograms(&self, worker: usize) -> &Histograms {
-        &self.workers[worker].histograms
+    /// What all workers' histograms recorded since the start, at most about a second old.
+    pub fn histograms(&self) -> Arc<Histograms> {
+        Arc::clone(&self.histograms)
     }
 
     fn command(&mut self, worker: usize, command: Command) {

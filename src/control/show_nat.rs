@@ -237,7 +237,7 @@ impl Control {
         let mut all = Vec::new();
         for (worker, tables) in self.workers.iter().enumerate() {
             let in_use = |(used, of): (u32, u32)| InUse { used: u64::from(used), of: u64::from(of) };
-            let first = &tables.histograms.first_packet;
+            let first = &tables.first_packet;
             all.push(NatSummary {
                 worker,
                 bindings: InUse {

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use hdrhistogram::Histogram;
+
 use super::{
     hosts::{Hosts, Lease},
     interface::ControlConfig,
@@ -59,8 +61,8 @@ pub(super) struct Tables {
     pub(super) tick: Tick,
     /// Empty ones to exchange; `None` while an exchange is under way.
     pub(super) spare_histograms: Option<Box<Histograms>>,
-    /// Everything recorded since the start.
-    pub(super) histograms: Histograms,
+    /// Times of first packets, since the start.
+    pub(super) first_packet: Histogram<u64>,
 }
 
 /// How many sessions have which part here: a million of them need not be looked at to say so.
@@ -129,8 +131,13 @@ impl Tables {
             wheel: Wheel::new(config.nat.tick.at(now), config.nat.tick.ceil(LOOK_AT_LEAST)),
             tick: config.nat.tick,
             spare_histograms: Some(Box::default()),
-            histograms: Histograms::new(),
+            first_packet: Histograms::new().first_packet,
         }
+    }
+
+    /// Of what the worker recorded, what is shown of each worker by itself.
+    pub(super) fn add_first_packets(&mut self, recorded: &Histograms) {
+        self.first_packet.add(&recorded.first_packet).expect("the bounds are the same");
     }
 
     /// True where the worker does not keep up with its commands.

@@ -258,7 +258,7 @@ impl ControlThread {
             // Who scraped and gave up costs nothing.
             Input::Measure(answer) if answer.is_closed() => {}
             Input::Measure(answer) => {
-                let _ = answer.send(Measured::of(&self.control, self.workers.len(), now));
+                let _ = answer.send(Measured::of(&self.control, now));
             }
             Input::ShowSessions { question, answer } => {
                 let _ = answer.send(self.control.session_page(&question, now));
@@ -276,7 +276,7 @@ impl ControlThread {
                 self.waiting.paths.push(question);
             }
             Input::Show { topic, answer } => {
-                let _ = answer.send(views::of_control(&self.control, self.workers.len(), topic));
+                let _ = answer.send(views::of_control(&self.control, topic));
             }
             Input::ShowNat { question, answer } => {
                 let _ = answer.send(self.control.answer_nat(&question, now));

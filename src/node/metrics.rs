@@ -43,15 +43,13 @@ pub(super) struct Measured {
     summary: Summary,
     peers: Vec<PeerView>,
     /// All workers together, since the start.
-    histograms: Box<Histograms>,
+    histograms: Arc<Histograms>,
 }
 
 impl Measured {
     /// As it is now.
-    pub(super) fn of(control: &Control, workers: usize, now: Nanos) -> Self {
-        let mut histograms = Box::new(Histograms::new());
-        (0..workers).for_each(|worker| histograms.merge(control.histograms(worker)));
-        Self { summary: control.summary(now), peers: control.peers(), histograms }
+    pub(super) fn of(control: &Control, now: Nanos) -> Self {
+        Self { summary: control.summary(now), peers: control.peers(), histograms: control.histograms() }
     }
 
     /// Residence times since the start, and how often each was seen: who asks twice knows those in between.

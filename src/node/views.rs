@@ -154,14 +154,10 @@ impl Facts {
 }
 
 /// The answer to a topic that the control core alone can answer.
-pub(super) fn of_control(control: &Control, workers: usize, topic: Topic) -> Result<Value, String> {
+pub(super) fn of_control(control: &Control, topic: Topic) -> Result<Value, String> {
     match topic {
         Topic::Peers => to_json(control.peers()),
-        Topic::Latency => {
-            let mut all = Histograms::new();
-            (0..workers).for_each(|worker| all.merge(control.histograms(worker)));
-            to_json(latency(&all))
-        }
+        Topic::Latency => to_json(latency(&control.histograms())),
         _ => Err(format!("the control core knows nothing of '{}'", topic.name())),
     }
 }

@@ -68,3 +68,24 @@ fn sessions_are_shown_with_their_paths() {
     assert_eq!((exit.role.as_str(), exit.bindings, exit.paths.len()), ("exit", 1, 2));
     serde_json::to_string(&(view, relay, exit, net.summaries())).expect("all of it can be printed");
 }
+
+#[test]
+fn what_all_workers_recorded_is_one_and_who_asked_keeps_what_it_was() {
+    use crate::{dataplane::command::Event, telemetry::histogram::Histograms};
+    let mut net = Net::new(&["one"], 2, |_, _| {});
+    let control = &mut net.node("one").control;
+    let filled = |first_packet: u64| {
+        let mut histograms = Box::new(Histograms::new());
+        histograms.residence.record(100).unwrap();
+        histograms.first_packet.record(first_packet).unwrap();
+        Event::Histograms(histograms)
+    };
+    control.on_event(0, filled(1_000), 0);
+    let before = control.histograms();
+    control.on_event(1, filled(2_000), 0);
+    let after = control.histograms();
+    assert_eq!([&before, &after].map(|asked| (asked.residence.len(), asked.first_packet.len())), [(1, 1), (2, 2)]);
+    let of_workers: Vec<_> = control.nat_summary().iter().map(|worker| worker.first_packets).collect();
+    assert_eq!(of_workers, [1, 1], "each worker's own");
+    assert!(std::sync::Arc::ptr_eq(&after, &control.histograms()), "nothing is added up to answer");
+}
