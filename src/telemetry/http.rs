@@ -1,13 +1,21 @@
 //! The metrics endpoint: HTTP/1.1, `GET /metrics` and `GET /healthz`, nothing else.
 //!
 //! For a monitoring system on a network one trusts: it tells nothing secret, but it neither asks who is there nor encrypts.
-//! A request is one connection, for at most [`PATIENCE`], of at most [`CONNECTIONS_MAX`] at a time, so that nobody who is
-//! slow, or asks for the fun of it, takes more of the process than that.
+//! A request is one connection, for at most [`PATIENCE`], of at most [`CONNECTIONS_MAX`] at a time, and of one address at most
+//! [`CONNECTIONS_OF_ONE`]; those who ask at about the same time get the same text. So nobody who is slow, or asks for the fun of
+//! it, takes more of the process than that, or keeps out the others.
 //!
 //! hyper, without its client and without HTTP/2, since it is well kept and lives in the runtime that is there already;
 //! tiny_http has had no release since 2022, brings threads of its own and lets a client be as slow as it likes.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -16,12 +24,12 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use toml::Spanned;
 
@@ -29,10 +37,19 @@ use super::metrics;
 use crate::config_file::{ConfigError, ConfigFile};
 
 /// Connections at a time; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 16;
+
+/// Connections of one address at a time; more are closed at once.
+const CONNECTIONS_OF_ONE: usize = 8;
 
 /// How long a connection may last: its request, the answer, and the reading of it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long its request may take to come.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a text serves those who ask: much shorter than any monitoring system's interval.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// Bytes of a request's header, at most.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -77,6 +94,8 @@ pub struct ListenError {
 pub struct MetricsServer {
     listener: TcpListener,
     patience: Duration,
+    request_patience: Duration,
+    fresh: Duration,
 }
 
 impl MetricsServer {
@@ -89,55 +108,116 @@ impl MetricsServer {
         // std's listener sets SO_REUSEADDR, so that a new start does not wait for the last one's connections.
         let listener = std::net::TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { listener: TcpListener::from_std(listener).map_err(failed)?, patience: PATIENCE })
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
+        Ok(Self { listener, patience: PATIENCE, request_patience: REQUEST_PATIENCE, fresh: FRESH })
     }
 
     /// Answers with what `metrics` writes, until the future is dropped.
     pub async fn serve<F, A>(&self, metrics: F)
     where
-        F: Fn() -> A + Clone + Send + Sync + 'static,
+        F: Fn() -> A + Send + Sync + 'static,
         A: Future<Output = String> + Send + 'static,
     {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let callers = Arc::new(Callers::default());
+        let written = Arc::new(Written { metrics, fresh: self.fresh, last: tokio::sync::Mutex::default() });
         loop {
             let place = Arc::clone(&places).acquire_owned().await;
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, caller) = match self.listener.accept().await {
+                Ok((stream, from)) => (stream, callers.admit(from.ip().to_canonical())),
                 Err(error) => {
                     tracing::warn!("metrics: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let (metrics, patience) = (metrics.clone(), self.patience);
+            let Some(caller) = caller else { continue };
+            let (written, patience, request_patience) = (Arc::clone(&written), self.patience, self.request_patience);
             tokio::spawn(async move {
                 // Who is too slow, or speaks another protocol, is not answered.
-                let _ = timeout(patience, serve_one(stream, metrics)).await;
-                drop(place);
+                let _ = timeout(patience, serve_one(stream, &written, request_patience)).await;
+                drop((caller, place));
             });
         }
     }
 }
 
-async fn serve_one<F, A>(stream: TcpStream, metrics: F) -> Result<(), hyper::Error>
+/// The addresses that have a connection, each as often as it has one.
+#[derive(Debug, Default)]
+struct Callers(Mutex<Vec<IpAddr>>);
+
+/// A connection of an address, until dropped.
+struct Caller {
+    address: IpAddr,
+    all: Arc<Callers>,
+}
+
+impl Callers {
+    /// `None`: the address has enough.
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Caller> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_enough = all.iter().filter(|one| **one == address).count() >= CONNECTIONS_OF_ONE;
+        (!is_enough).then(|| {
+            all.push(address);
+            Caller { address, all: Arc::clone(self) }
+        })
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = all.iter().position(|one| *one == self.address) {
+            all.swap_remove(at);
+        }
+    }
+}
+
+/// What writes the metrics, and what it wrote last.
+struct Written<F> {
+    metrics: F,
+    fresh: Duration,
+    /// Locked while it is being written: who asks meanwhile waits for that.
+    last: tokio::sync::Mutex<Option<(Instant, Arc<str>)>>,
+}
+
+impl<F, A> Written<F>
 where
     F: Fn() -> A,
     A: Future<Output = String>,
 {
-    let answer = |request: Request<Incoming>| {
-        let metrics = &metrics;
-        async move { Ok::<_, Infallible>(respond(request.method(), request.uri().path(), metrics).await) }
+    async fn text(&self) -> Arc<str> {
+        let mut last = self.last.lock().await;
+        if let Some((at, text)) = &*last
+            && at.elapsed() < self.fresh
+        {
+            return Arc::clone(text);
+        }
+        let at = Instant::now();
+        let text: Arc<str> = (self.metrics)().await.into();
+        *last = Some((at, Arc::clone(&text)));
+        text
+    }
+}
+
+async fn serve_one<F, A>(stream: TcpStream, written: &Written<F>, patience: Duration) -> Result<(), hyper::Error>
+where
+    F: Fn() -> A,
+    A: Future<Output = String>,
+{
+    let answer = |request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(respond(request.method(), request.uri().path(), written).await)
     };
     http1::Builder::new()
-        // The whole connection has its limit where it is spawned.
-        .header_read_timeout(None)
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
         .max_buf_size(HEADER_BYTES_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service_fn(answer))
         .await
 }
 
-async fn respond<F, A>(method: &Method, path: &str, metrics: F) -> Response<String>
+async fn respond<F, A>(method: &Method, path: &str, written: &Written<F>) -> Response<String>
 where
     F: Fn() -> A,
     A: Future<Output = String>,
@@ -147,7 +227,7 @@ where
         "/metrics" | "/healthz" if !is_read => {
             (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned())
         }
-        "/metrics" => (StatusCode::OK, metrics::CONTENT_TYPE, metrics().await),
+        "/metrics" => (StatusCode::OK, metrics::CONTENT_TYPE, written.text().await.to_string()),
         "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics and /healthz\n".to_owned()),
     };
@@ -167,7 +247,10 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::{Ipv4Addr, TcpStream as BlockingStream},
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
     };
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -229,22 +312,43 @@ mod tests {
         assert!(!long.contains("starnet_up"), "{long}");
     }
 
+    fn server() -> (MetricsServer, SocketAddr) {
+        let server = MetricsServer::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = server.listener.local_addr().unwrap();
+        (server, address)
+    }
+
+    /// Never: a test that waits for it has failed.
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    /// A connection of a host, by the last byte of its address.
+    async fn connect(host: u8, to: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    /// What is answered over `stream`, to its end.
+    async fn ask(stream: &mut TcpStream, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     #[tokio::test]
     async fn who_sends_nothing_loses_the_connection_and_its_place() {
-        let mut server = MetricsServer::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        server.patience = Duration::from_secs(1);
-        let address = server.listener.local_addr().unwrap();
-        let ask = async {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut server, address) = server();
+        server.patience = NEVER;
+        server.request_patience = Duration::from_secs(1);
+        let asking = async {
             let mut silent = Vec::new();
-            for _ in 0..CONNECTIONS_MAX {
-                silent.push(TcpStream::connect(address).await.unwrap());
+            for number in 0..CONNECTIONS_MAX {
+                silent.push(connect(2 + (number / CONNECTIONS_OF_ONE) as u8, address).await);
             }
             // All places are taken: this one waits for them to be free.
-            let mut late = TcpStream::connect(address).await.unwrap();
-            late.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
-            let mut answer = String::new();
-            late.read_to_string(&mut answer).await.unwrap();
+            let answer = ask(&mut connect(1, address).await, "/healthz").await;
             assert!(answer.ends_with("ok\n"), "{answer}");
             for mut stream in silent {
                 let mut rest = String::new();
@@ -254,7 +358,98 @@ mod tests {
         };
         tokio::select! {
             () = server.serve(|| async { String::new() }) => unreachable!("serve does not end"),
-            () = ask => {}
+            () = asking => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_all_places() {
+        let (mut server, address) = server();
+        (server.patience, server.request_patience) = (NEVER, NEVER);
+        let asking = async {
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS_OF_ONE {
+                silent.push(connect(2, address).await);
+            }
+            let mut refused = connect(2, address).await;
+            assert_eq!(refused.read(&mut [0; 1]).await.unwrap(), 0, "closed at once");
+            for _ in 0..3 {
+                assert!(ask(&mut connect(1, address).await, "/healthz").await.ends_with("ok\n"));
+            }
+            silent.pop();
+            // Its place is free as soon as the server has seen the end.
+            while !timeout(NEVER, try_ask(2, address)).await.unwrap() {}
+        };
+        tokio::select! {
+            () = server.serve(|| async { String::new() }) => unreachable!("serve does not end"),
+            () = asking => {}
+        }
+    }
+
+    /// True where a host is answered, false where its connection is closed.
+    async fn try_ask(host: u8, to: SocketAddr) -> bool {
+        let mut stream = connect(host, to).await;
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        answer.ends_with(b"ok\n")
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_keeps_nobody_waiting() {
+        let (mut server, address) = server();
+        server.patience = NEVER;
+        // More than the kernel takes for someone who does not read.
+        let text = "x".repeat(16 << 20);
+        let asking = async {
+            let mut slow = connect(2, address).await;
+            slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
+            assert!(slow.read(&mut [0; 1]).await.unwrap() == 1, "it is being answered");
+            let answer = ask(&mut connect(2, address).await, "/metrics").await;
+            assert!(answer.len() > 16 << 20);
+        };
+        let metrics = move || {
+            let text = text.clone();
+            async move { text }
+        };
+        tokio::select! {
+            () = server.serve(metrics) => unreachable!("serve does not end"),
+            () = asking => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_at_the_same_time_get_what_was_written_once() {
+        for (fresh, writings) in [(NEVER, 1), (Duration::ZERO, 4)] {
+            let (mut server, address) = server();
+            server.fresh = fresh;
+            let asking = async {
+                let mut answers = Vec::new();
+                for asked in [1, 2, 3, 4]
+                    .map(|host| tokio::spawn(async move { ask(&mut connect(host, address).await, "/metrics").await }))
+                {
+                    answers.push(asked.await.unwrap());
+                }
+                answers
+            };
+            let count = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&count);
+            let metrics = move || {
+                let number = counted.fetch_add(1, Relaxed);
+                async move {
+                    tokio::task::yield_now().await;
+                    format!("writing {number}\n")
+                }
+            };
+            let answers = tokio::select! {
+                () = server.serve(metrics) => unreachable!("serve does not end"),
+                answers = asking => answers,
+            };
+            assert_eq!(count.load(Relaxed), writings);
+            let mut told: Vec<_> = answers.iter().filter_map(|answer| answer.rsplit("writing ").next()).collect();
+            told.sort_unstable();
+            told.dedup();
+            assert_eq!(told.len(), writings);
         }
     }
 
