@@ -13,9 +13,10 @@ use crate::{
     },
     node::RUN_DIRECTORY,
     telemetry::{
+        columns::{columns, without_zeroes},
         operator,
         pages::{self, Piece},
-        show::{self, Topic},
+        show::Topic,
         show_nat, show_sessions,
     },
 };
@@ -63,13 +64,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let question = |after, limit| {
                 show_sessions::question(*topic, &SessionQuestion { filter: filter.clone(), after, limit })
             };
-            let mut printer = Printer::new(*json, |rows| show::columns(*topic, rows));
+            let mut printer = Printer::new(*json, |rows| columns(*topic, rows));
             pages::ask(&socket, question, *after, *limit, |piece| printer.take(piece))
         }
         _ => {
             let answer: Value = operator::ask(&socket, topic.name())?;
-            let answer = if arguments.all { answer } else { show::without_zeroes(*topic, answer) };
-            Printer::new(*json, |rows| show::columns(*topic, rows)).take(Piece::Whole(answer))
+            let answer = if arguments.all { answer } else { without_zeroes(*topic, answer) };
+            Printer::new(*json, |rows| columns(*topic, rows)).take(Piece::Whole(answer))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can be seen of a node from outside.
 
+pub mod columns;
 pub mod histogram;
 pub mod http;
 pub mod metrics;
