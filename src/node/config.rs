@@ -4,9 +4,10 @@ mod exit;
 mod gateway;
 mod mapping;
 mod nat;
+mod overlay;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -16,12 +17,13 @@ use toml::Spanned;
 pub use self::{
     exit::{DENY_DEFAULT, DENY6_DEFAULT, ExitConfig},
     gateway::GatewayConfig,
+    overlay::{OverlayConfig, TlsFiles},
 };
 use crate::{
     config_file::{ConfigError, ConfigFile},
     dataplane::{gateway::OutsideAddress, nat::NatConfig, tick::Tick},
     limits,
-    rpc::messages::{NodeName, Roles, is_node_name},
+    rpc::messages::{NodeName, is_node_name},
     telemetry::http,
 };
 
@@ -73,19 +75,6 @@ pub struct NodeConfig {
     pub exit: ExitConfig,
 }
 
-/// What a node needs to be an entry, relay or exit.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OverlayConfig {
-    /// Where it answers control messages.
-    pub control: SocketAddrV4,
-    /// What it is willing to be.
-    pub roles: Roles,
-    /// Files of its identity.
-    pub tls: TlsFiles,
-    /// The control centre.
-    pub controller: SocketAddrV4,
-}
-
 /// Ports from `first` to `last`, both included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortRange {
@@ -135,17 +124,6 @@ pub enum IdlePolicy {
     Busy,
 }
 
-/// Files of a TLS identity, PEM.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TlsFiles {
-    /// Certificate of the authority that signed all others.
-    pub ca: PathBuf,
-    /// This node's certificate.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
 /// Sizes of the tables of one worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeLimits {
@@ -165,8 +143,8 @@ pub struct NodeLimits {
 #[serde(deny_unknown_fields)]
 struct File {
     node: NodeTable,
-    tls: Option<TlsTable>,
-    controller: Option<ControllerTable>,
+    tls: Option<overlay::TlsTable>,
+    controller: Option<overlay::ControllerTable>,
     gateway: Option<gateway::Table>,
     metrics: Option<http::Table>,
     #[serde(default)]
@@ -191,20 +169,6 @@ struct NodeTable {
     idle: IdlePolicy,
     pin: Option<bool>,
     socket: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TlsTable {
-    ca: Spanned<String>,
-    certificate: Spanned<String>,
-    key: Spanned<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ControllerTable {
-    address: Spanned<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -239,7 +203,7 @@ impl NodeConfig {
             Some(names) => Some(read_interface_names(file, "node.interfaces", names)?),
             None => None,
         };
-        let overlay = read_overlay(file, &node, tls.as_ref(), controller.as_ref(), ports, gateway.is_some())?;
+        let overlay = overlay::read(file, &node, tls.as_ref(), controller.as_ref(), ports, gateway.is_some())?;
         let own = OutsideAddress { address, first: ports.first + 1, last: ports.last };
         let control = overlay.as_ref().map(|overlay| overlay.control);
         let gateway = match &gateway {
@@ -367,19 +331,6 @@ fn read_ports(file: &ConfigFile, value: &Spanned<String>) -> Result<PortRange, C
     Ok(ports)
 }
 
-fn read_control(file: &ConfigFile, value: &Spanned<String>, ports: PortRange) -> Result<SocketAddrV4, ConfigError> {
-    let control: SocketAddrV4 =
-        file.parse_field("node.control", value, "an IPv4 address and port, like 192.0.2.1:4401")?;
-    let refuse = |message: String| Err(file.error("node.control", value.span(), message));
-    if control.ip().is_unspecified() || control.port() == 0 {
-        return refuse(format!("'{control}' is not allowed: others must be able to reach this address and port"));
-    }
-    if ports.contains(control.port()) {
-        return refuse(format!("port {} is not allowed: it is inside node.ports {ports}", control.port()));
-    }
-    Ok(control)
-}
-
 /// What to say of an address and port whose packets never come to the kernel, since they are NAT's or relay's.
 fn taken_by(at: SocketAddr, taken: &[OutsideAddress]) -> Option<String> {
     let is_of = |outside: &&OutsideAddress| {
@@ -436,53 +387,6 @@ fn read_interface_names(
     }
 }
 
-/// What only the overlay needs. A gateway may leave all of it out.
-fn read_overlay(
-    file: &ConfigFile,
-    node: &NodeTable,
-    tls: Option<&TlsTable>,
-    controller: Option<&ControllerTable>,
-    ports: PortRange,
-    is_gateway: bool,
-) -> Result<Option<OverlayConfig>, ConfigError> {
-    let is_given = [node.control.is_some(), node.roles.is_some(), tls.is_some(), controller.is_some()];
-    if is_gateway && is_given == [false; 4] {
-        return Ok(None);
-    }
-    let missing = |field: &str| file.error(field, node.name.span(), "is missing");
-    let control = read_control(file, node.control.as_ref().ok_or_else(|| missing("node.control"))?, ports)?;
-    let roles = read_roles(file, node.roles.as_ref().ok_or_else(|| missing("node.roles"))?)?;
-    let tls = tls.ok_or_else(|| missing("tls"))?;
-    let tls = TlsFiles {
-        ca: file.existing_file("tls.ca", &tls.ca)?,
-        certificate: file.existing_file("tls.certificate", &tls.certificate)?,
-        key: file.existing_file("tls.key", &tls.key)?,
-    };
-    let controller = controller.ok_or_else(|| missing("controller"))?;
-    let expected = "an IPv4 address and port, like 192.0.2.1:4400";
-    let controller = file.parse_field("controller.address", &controller.address, expected)?;
-    Ok(Some(OverlayConfig { control, roles, tls, controller }))
-}
-
-fn read_roles(file: &ConfigFile, names: &Spanned<Vec<Spanned<String>>>) -> Result<Roles, ConfigError> {
-    let mut roles = Roles { entry: false, relay: false, exit: false };
-    for name in names.get_ref() {
-        match name.get_ref().as_str() {
-            "entry" => roles.entry = true,
-            "relay" => roles.relay = true,
-            "exit" => roles.exit = true,
-            other => {
-                let message = format!("'{other}' is not a role: entry, relay, exit");
-                return Err(file.error("node.roles", name.span(), message));
-            }
-        }
-    }
-    if names.get_ref().is_empty() {
-        return Err(file.error("node.roles", names.span(), "none is not allowed: some of entry, relay, exit"));
-    }
-    Ok(roles)
-}
-
 fn read_limits(file: &ConfigFile, table: &LimitsTable) -> Result<NodeLimits, ConfigError> {
     let number = |field: &str, value: &Option<Spanned<u32>>, default: u32, most: usize| match value {
         Some(value) => file.number_in(&format!("limits.{field}"), value, 1..=most as u32),
@@ -526,6 +430,7 @@ fn read_prefixes<P: std::str::FromStr<Err = String>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::messages::Roles;
 
     const GOOD: &str = r#"[node]
 name = "fra1"
@@ -557,7 +462,7 @@ address = "192.0.2.9:4400"
         NodeConfig::from_file(&file).map_err(|error| error.to_string().replace(&prefix, ""))
     }
 
-    fn refusal(old: &str, new: &str) -> String {
+    pub(super) fn refusal(old: &str, new: &str) -> String {
         read(old, new).expect_err("the file must be refused")
     }
 
@@ -610,34 +515,6 @@ address = "192.0.2.9:4400"
     }
 
     #[test]
-    fn a_part_of_the_overlay_that_is_missing_is_named() {
-        for (old, field) in [
-            ("control = \"192.0.2.1:4401\"\n", "node.control"),
-            ("roles = [\"entry\", \"exit\"]\n", "node.roles"),
-            ("[controller]\naddress = \"192.0.2.9:4400\"\n", "controller"),
-            ("interfaces = [\"lo\"]\n", "node.interfaces"),
-        ] {
-            assert_eq!(refusal(old, ""), format!("node.toml:2: {field}: is missing"));
-        }
-    }
-
-    #[test]
-    fn a_control_port_must_be_reachable_and_outside_the_range() {
-        assert_eq!(
-            refusal("192.0.2.1:4401", "192.0.2.1:40001"),
-            "node.toml:5: node.control: port 40001 is not allowed: it is inside node.ports 40000-49999"
-        );
-        assert_eq!(
-            refusal("192.0.2.1:4401", "0.0.0.0:4401"),
-            "node.toml:5: node.control: '0.0.0.0:4401' is not allowed: others must be able to reach this address and port"
-        );
-        assert_eq!(
-            refusal("192.0.2.1:4401", "4401"),
-            "node.toml:5: node.control: '4401' is not an IPv4 address and port, like 192.0.2.1:4401"
-        );
-    }
-
-    #[test]
     fn a_port_range_must_be_one_and_wide_enough() {
         for (range, text) in [
             ("49999-40000", "'49999-40000' is not a port range, like 40000-49999"),
@@ -652,18 +529,6 @@ address = "192.0.2.9:4400"
     }
 
     #[test]
-    fn a_role_must_be_one_of_three() {
-        assert_eq!(
-            refusal("\"exit\"", "\"exit\", \"router\""),
-            "node.toml:7: node.roles: 'router' is not a role: entry, relay, exit"
-        );
-        assert_eq!(
-            refusal("\"entry\", \"exit\"", ""),
-            "node.toml:7: node.roles: none is not allowed: some of entry, relay, exit"
-        );
-    }
-
-    #[test]
     fn workers_and_idle_keep_to_what_is_allowed() {
         assert_eq!(refusal("[tls]", "workers = 65\n[tls]"), "node.toml:8: node.workers: 65 is not allowed: 1 to 64");
         assert_eq!(
@@ -671,22 +536,6 @@ address = "192.0.2.9:4400"
             "node.toml:8: node.idle: unknown variant `lazy`, expected `adaptive` or `busy`"
         );
         assert_eq!(read("[tls]", "idle = \"busy\"\n[tls]").unwrap().idle, IdlePolicy::Busy);
-    }
-
-    #[test]
-    fn a_file_that_is_not_there_is_named() {
-        assert_eq!(
-            refusal("key = \"ca.pem\"", "key = \"key.pem\""),
-            "node.toml:11: tls.key: key.pem: No such file or directory (os error 2)"
-        );
-    }
-
-    #[test]
-    fn a_control_centre_must_have_an_address_and_port() {
-        assert_eq!(
-            refusal("192.0.2.9:4400", "controller.example"),
-            "node.toml:13: controller.address: 'controller.example' is not an IPv4 address and port, like 192.0.2.1:4400"
-        );
     }
 
     #[test]
