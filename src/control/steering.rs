@@ -142,3 +142,24 @@ impl Control {
         port.wrapping_sub(self.config.identity.data_port) < SOURCE_PORTS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::rss::{Inputs, KEY_BYTES};
+
+    #[test]
+    fn of_two_workers_each_has_every_second_queue() {
+        let ours = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 40_000);
+        let other = Ipv4Addr::new(192, 0, 2, 2);
+        let key: Vec<u8> = (1..=KEY_BYTES as u8).map(|byte| byte.wrapping_mul(37)).collect();
+        let rss = Rss::new(&key, vec![2, 3], Inputs::ALL).unwrap();
+        let mut steering = Steering::new(1, 2);
+        steering.rss[0] = Some(rss.clone());
+        for worker in 0..2 {
+            let port = steering.source_port(other, ours, worker, 49_152..49_408).unwrap();
+            let tuple = Tuple::v4(ip4::UDP, (other, port), (*ours.ip(), ours.port()));
+            assert_eq!(rss.queue(&tuple), Some(worker + 2));
+        }
+    }
+}
