@@ -17,6 +17,11 @@ use crate::{
 const CHECK: Nanos = SECOND;
 
 impl Control {
+    /// All places of the pool of IPv4, withdrawn addresses and vacant places included.
+    pub fn outside_addresses(&self) -> &[OutsideAddress] {
+        &self.config.nat.addresses
+    }
+
     /// The gateway's file names these addresses now. On an error nothing has changed.
     pub(super) fn set_pool(&mut self, named: &[OutsideAddress], named6: &[OutsideAddress6]) -> Result<(), PoolError> {
         let new = self.config.nat.with_pool(named, named6)?;

@@ -334,7 +334,8 @@ impl ControlThread {
                 Effect::Resolve { interface, address } => (self.resolve)(interface, address),
                 Effect::Take(transit) => {
                     (self.take)(&transit);
-                    self.claims.keep(&transit.addresses);
+                    // Not those of `transit`, which may be older than what was claimed since.
+                    self.claims.keep(self.control.outside_addresses());
                 }
                 Effect::FanReport { request, report } => {
                     self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
@@ -365,6 +366,7 @@ mod tests {
             command::PuntCause,
             exit_policy::ExitPolicy,
             forwarding::{Identity, Interface},
+            gateway::OutsideAddress,
             nat::NatConfig,
             published::Published,
         },
@@ -391,6 +393,27 @@ mod tests {
 
     /// The same, after `before` has happened.
     fn start_after(before: impl FnOnce(&ControlSender)) -> Fixture {
+        let claims = PoolClaims::new(std::path::Path::new("/nonexistent"), "n1", Ipv4Addr::LOCALHOST);
+        let (mut control, sender, commands, events, resolved, calls) = control(None, claims);
+        before(&sender);
+        control.prepare();
+        assert_eq!(commands.slots(), 1, "the ring as a worker finds it");
+        let thread = thread::spawn(move || control.run());
+        sender.attach(thread.thread());
+        Fixture { sender, commands, events, resolved, thread, _calls: calls }
+    }
+
+    type Ends = (
+        ControlThread,
+        ControlSender,
+        rtrb::Consumer<Command>,
+        rtrb::Producer<Event>,
+        Receiver<(u8, IpAddr)>,
+        tokio::sync::mpsc::UnboundedReceiver<Call>,
+    );
+
+    /// A control core that waits for its thread, and the other ends of what it has.
+    fn control(gateway: Option<Gateway>, claims: PoolClaims) -> Ends {
         let identity = Identity {
             address: Ipv4Addr::LOCALHOST,
             data_port: 40_000,
@@ -411,7 +434,7 @@ mod tests {
             nat: NatConfig::of(&identity),
             interfaces: vec![Interface { index: 5, mac: [2; 6], mtu: 1500, is_up: true }],
             policy: ExitPolicy::default(),
-            gateway: None,
+            gateway,
             boot_epoch: 1,
             seed: [7; 32],
         };
@@ -422,7 +445,7 @@ mod tests {
         let (sender, inputs) = inputs();
         let (calls, calls_made) = tokio::sync::mpsc::unbounded_channel();
         let (asked, resolved) = channel();
-        let mut control = ControlThread {
+        let control = ControlThread {
             control: Control::new(config, vec![Arc::clone(&published)], clock.now()),
             clock,
             workers: vec![WorkerLink {
@@ -434,16 +457,11 @@ mod tests {
             calls,
             resolve: Box::new(move |interface, address| asked.send((interface, address)).unwrap()),
             take: Box::new(|_| {}),
-            claims: PoolClaims::new(std::path::Path::new("/nonexistent"), "n1", identity.address),
+            claims,
             heartbeat: Arc::default(),
             waiting: Waiting::default(),
         };
-        before(&sender);
-        control.prepare();
-        assert_eq!(commands.slots(), 1, "the ring as a worker finds it");
-        let thread = thread::spawn(move || control.run());
-        sender.attach(thread.thread());
-        Fixture { sender, commands, events, resolved, thread, _calls: calls_made }
+        (control, sender, commands, events, resolved, calls_made)
     }
 
     fn ask<T>(sender: &ControlSender, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> T {
@@ -501,5 +519,31 @@ mod tests {
         }
         fixture.sender.send(Input::Stop);
         fixture.thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_reload_claims_is_held_though_the_kernels_addresses_changed_just_before() {
+        let outside = |n| OutsideAddress { address: Ipv4Addr::new(192, 0, 2, n), first: 1024, last: 65_535 };
+        let file = |addresses: &[OutsideAddress]| Gateway { addresses: addresses.to_vec(), ..Gateway::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let claims = PoolClaims::new(folder.path(), "n1", Ipv4Addr::LOCALHOST);
+        let (mut control, ..) = control(Some(file(&[])), claims);
+        let others = PoolClaims::new(folder.path(), "n2", Ipv4Addr::LOCALHOST);
+        let reload = |control: &mut ControlThread, gateway| {
+            // The address was given to the machine a moment ago; the thread takes both inputs at once.
+            control.take_input(Input::Kernel(KernelEvent::Addresses(Vec::new())), 0);
+            let (answer, mut answered) = oneshot::channel();
+            control.take_input(Input::Gateway { gateway, answer }, 0);
+            control.execute();
+            answered.try_recv().unwrap().unwrap();
+        };
+        reload(&mut control, file(&[outside(1)]));
+        assert!(others.claim(&[outside(1)]).is_err(), "it is another node's");
+        reload(&mut control, file(&[outside(2)]));
+        assert!(others.claim(&[outside(1)]).is_err(), "its flows may go on");
+        control.control.on_tick(2 * crate::SECOND);
+        control.execute();
+        assert!(others.claim(&[outside(1)]).is_ok(), "it is out of the pool");
+        assert!(others.claim(&[outside(2)]).is_err());
     }
 }
