@@ -149,7 +149,8 @@ pub(in crate::dataplane) fn to_ip4(
     }
     update_checksum(transport, protocol, change);
     let l3 = place.l4 - ip4::HEADER_BYTES;
-    let total = ip4::HEADER_BYTES as u16 + length;
+    // A quote may name any length.
+    let total = length.saturating_add(ip4::HEADER_BYTES as u16);
     emit_ip4(&mut frame[l3..], to, protocol, total, header.traffic_class, identification);
     if let Some((field, identification)) = fragment {
         let more = if field & 1 == 0 { 0 } else { ip4::MORE_FRAGMENTS };

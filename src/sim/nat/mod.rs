@@ -3,6 +3,7 @@
 //! checks every packet of long random runs against a few maps.
 
 mod document;
+mod errors;
 mod forwarded6;
 mod full;
 mod model;
