@@ -71,7 +71,7 @@ pub(super) struct Hosts {
     places: BTreeSet<u64>,
     /// Those of IPv6, which the others are tokens of.
     pub(super) ip6: Hosts6,
-    /// The outside addresses, by number; the unspecified one where there is none.
+    /// The outside addresses, by number: the last that had it; the unspecified one where none has.
     addresses: Box<[IpAddr; ADDRESSES_MAX]>,
     /// Whose ports there are: the one of this number.
     worker: usize,
@@ -147,14 +147,14 @@ impl Hosts {
     ) -> Result<Lease, Reason> {
         let row = row(key.protocol).ok_or(Reason::UnknownProtocol)?;
         let name = place((key.owner, key.address));
-        let is_withdrawn = |number| key.owner == Owner::INSIDE && config.withdrawn.contains(&number);
+        let is_given = |number| key.owner != Owner::INSIDE || config.is_given(number);
         let (address, is_new) = match self.hosts.get(&name) {
             Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
             Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
+            Some(host) if is_given(host.address) => (host.address, false),
             // What it has of an address that was withdrawn stays its own; what is new is of another (RFC 4787 REQ-2 as far
-            // as it can be kept).
-            Some(host) if is_withdrawn(host.address) => (self.address_for(config, key, row, random, now)?, false),
-            Some(host) => (host.address, false),
+            // as it can be kept). The last address it had may be gone, and its older flows be of yet another.
+            Some(_) => (self.address_for(config, key, row, random, now)?, false),
             None => (self.address_for(config, key, row, random, now)?, true),
         };
         let lands = answers.and_then(|answers| answers.landing(self.addresses[usize::from(address)]));

@@ -93,6 +93,11 @@ impl NatConfig {
         numbers(&self.addresses)
     }
 
+    /// True where a host that has this address is given more of it: it is neither withdrawn nor gone.
+    pub fn is_given(&self, number: u8) -> bool {
+        self.outside_token(number).is_some() && !self.withdrawn.contains(&number)
+    }
+
     /// Numbers of the outside addresses of IPv6 that hosts are given.
     pub fn numbers6(&self) -> impl Iterator<Item = u8> {
         self.all_numbers6().filter(|number| !self.withdrawn.contains(number))

@@ -375,7 +375,7 @@ impl Nat {
     #[track_caller]
     pub(super) fn seen(&mut self, packet: &[u8]) -> Endpoint {
         let out = self.send_inside(packet);
-        assert_eq!(out.len(), 1, "one packet goes out: {out:02x?}");
+        assert!(out.len() == 1 && !out[0].is_to_inside, "one packet goes out: {out:02x?}");
         source(&out[0].packet)
     }
 

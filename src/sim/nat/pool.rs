@@ -152,6 +152,23 @@ fn rows_of(nat: &Nat, address: Ipv4Addr) -> Vec<bool> {
 }
 
 #[test]
+fn a_host_whose_last_address_is_out_of_the_pool_is_given_another_while_flows_of_an_older_one_go_on() {
+    let mut nat = nat();
+    let seen = forty(&mut nat, 5000);
+    let (number, old) = seen.iter().find(|(_, outside)| outside.0 == SECOND_ADDRESS).map(|(n, o)| (*n, *o)).unwrap();
+    nat.set_addresses(&[THIRD]).unwrap();
+    assert_eq!(nat.seen(&udp((host(number), 6000), (SERVER, 53))).0, THIRD);
+    nat.set_addresses(&[FIRST]).unwrap();
+    for _ in 0..5 {
+        assert_eq!(nat.seen(&udp((host(number), 5000), (SERVER, 53))), old, "it goes on");
+        nat.pass(100 * SECOND);
+    }
+    assert!(rows_of(&nat, THIRD).is_empty());
+    assert_eq!(nat.seen(&udp((host(number), 7000), (SERVER, 53))).0, FIRST);
+    assert_eq!(nat.seen(&udp((host(number), 5000), (SERVER, 53))), old);
+}
+
+#[test]
 fn flows_of_a_withdrawn_address_can_be_ended() {
     let mut nat = nat();
     forty(&mut nat, 5000);
