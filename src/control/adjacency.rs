@@ -4,9 +4,13 @@
 //! The kernel resolves (we send no ARP): a packet whose next hop is unknown waits in its worker while the kernel is
 //! asked. A MAC address that was good once is held for a while when the kernel loses the neighbour: traffic that
 //! flows must not stop for a missed ARP answer.
+//!
+//! Next hops that share their destinations with others of their route are *alternatives*. The kernel is asked for them all
+//! the time, whether or not packets go there: one that does not answer gets no packets as long as another one does, and
+//! nothing else would find out when it is back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -40,6 +44,9 @@ const HOLD: Nanos = 60 * SECOND;
 /// While it is held, the kernel is asked once in this time.
 const HOLD_ASK: Nanos = 5 * SECOND;
 
+/// The kernel is asked for alternatives once in this time.
+const ALTERNATIVE_ASK: Nanos = 5 * SECOND;
+
 /// How often time-outs are looked at.
 const CHECK: Nanos = 100 * MILLISECOND;
 
@@ -49,6 +56,8 @@ struct NextHop {
     mac: Option<Mac>,
     /// The kernel lost it then; the MAC address is held.
     lost: Option<Nanos>,
+    /// It did not answer when the kernel last asked.
+    has_failed: bool,
     /// When the kernel was last asked.
     asked: Option<Nanos>,
     /// Packets that wait for it: worker, ticket, since when.
@@ -62,6 +71,8 @@ pub(super) struct Adjacencies {
     routes: Vec<Route>,
     routes6: Vec<Route<Ipv6Addr>>,
     next_hops: BTreeMap<(u8, IpAddr), NextHop>,
+    /// Those of the snapshot that the workers have.
+    alternatives: BTreeSet<(u8, IpAddr)>,
     /// How many packets wait for next hops.
     waiting: usize,
     /// Packets that go on with the next snapshot: worker, ticket.
@@ -79,6 +90,7 @@ impl Adjacencies {
             routes: Vec::new(),
             routes6: Vec::new(),
             next_hops: BTreeMap::new(),
+            alternatives: BTreeSet::new(),
             waiting: 0,
             resumes: Vec::new(),
             is_changed: true,
@@ -101,18 +113,48 @@ impl Adjacencies {
         let hop = self.next_hops.entry(key).or_default();
         hop.lost = None;
         self.is_changed |= hop.mac.replace(mac) != Some(mac);
+        self.is_changed |= std::mem::take(&mut hop.has_failed) && self.alternatives.contains(&key);
         self.waiting -= hop.waiting.len();
         self.resumes.extend(hop.waiting.drain(..).map(|(worker, ticket, _)| (worker, ticket)));
     }
 
-    /// Marks a neighbour as lost; returns the packets that waited for it in vain.
+    /// Marks a neighbour as lost; returns the packets that waited for it in vain. Those of an alternative that has just
+    /// failed look for another one.
     fn gone(&mut self, interface: u8, address: IpAddr, now: Nanos) -> Vec<(usize, u32, Nanos)> {
-        let Some(hop) = self.next_hops.get_mut(&(interface, address)) else { return Vec::new() };
+        let key = (interface, address);
+        let Some(hop) = self.next_hops.get_mut(&key) else { return Vec::new() };
         if hop.mac.is_some() {
             hop.lost.get_or_insert(now);
         }
         self.waiting -= hop.waiting.len();
-        std::mem::take(&mut hop.waiting)
+        let waited = std::mem::take(&mut hop.waiting);
+        let is_news = !std::mem::replace(&mut hop.has_failed, true) && self.alternatives.contains(&key);
+        if is_news {
+            tracing::warn!(next_hop = %address, "does not answer: its destinations go by the others of its route");
+            self.is_changed = true;
+            self.resumes.extend(waited.into_iter().map(|(worker, ticket, _)| (worker, ticket)));
+            return Vec::new();
+        }
+        waited
+    }
+
+    /// What the kernel is to be asked for all the time from now on, out of the routes.
+    fn follow(&mut self, routes: &RouteTable, routes6: &RouteTable<Ipv6Addr>) {
+        let ours = |interface: &u8| usize::from(*interface) < self.interfaces.len();
+        let four = routes.alternatives().filter_map(|hop| Some((hop.interface, hop.gateway?.into())));
+        let six = routes6.alternatives().filter_map(|hop| Some((hop.interface, hop.gateway?.into())));
+        self.alternatives = four.chain(six).filter(|(interface, _)| ours(interface)).collect();
+        for key in &self.alternatives {
+            if self.next_hops.len() < ADJACENCIES_MAX {
+                self.next_hops.entry(*key).or_default();
+            }
+        }
+    }
+
+    /// Alternatives that do not answer.
+    fn failed(&self) -> impl Iterator<Item = (u8, IpAddr)> {
+        let has_failed = |key: &&(u8, IpAddr)| self.next_hops.get(key).is_some_and(|hop| hop.has_failed);
+        self.alternatives.iter().filter(has_failed).copied()
     }
 }
 
@@ -186,9 +228,23 @@ impl Control {
         let mut refused = Vec::new();
         let effects = &mut self.effects;
         let is_changed = &mut state.is_changed;
+        let (interfaces, alternatives) = (&state.interfaces, &state.alternatives);
         state.next_hops.retain(|&(interface, address), hop| {
             let is_late = |since: Nanos| now >= since + WAIT;
             refused.extend(hop.waiting.extract_if(.., |(_, _, since)| is_late(*since)));
+            if alternatives.contains(&(interface, address)) {
+                let ask_every = if hop.waiting.is_empty() { ALTERNATIVE_ASK } else { ASK };
+                let is_due = hop.asked.is_none_or(|asked| now >= asked + ask_every);
+                if is_due && interfaces.get(usize::from(interface)).is_some_and(|interface| interface.is_up) {
+                    hop.asked = Some(now);
+                    effects.push_back(Effect::Resolve { interface, address });
+                }
+                if hop.lost.is_some_and(|lost| now >= lost + HOLD) {
+                    (hop.lost, hop.mac) = (None, None);
+                    *is_changed = true;
+                }
+                return true;
+            }
             let (ask_every, is_wanted) = match (hop.mac, hop.lost) {
                 (Some(_), None) => return true,
                 (Some(_), Some(lost)) => (HOLD_ASK, now < lost + HOLD),
@@ -212,7 +268,14 @@ impl Control {
     /// Hands the workers a new snapshot where the last one is out of date, then lets go on what waited for it.
     pub(super) fn flush_forwarding(&mut self) {
         if std::mem::take(&mut self.adjacencies.is_changed) {
-            let snapshot = self.forwarding();
+            let mut snapshot = self.forwarding();
+            self.adjacencies.follow(&snapshot.routes, &snapshot.routes6);
+            for (interface, next_hop) in self.adjacencies.failed() {
+                match next_hop {
+                    IpAddr::V4(next_hop) => snapshot.failed.push((interface, next_hop)),
+                    IpAddr::V6(next_hop) => snapshot.failed6.push((interface, next_hop)),
+                }
+            }
             self.steering.follow(&snapshot);
             for tables in &mut self.workers {
                 let waiting = tables.backlog.iter_mut().find_map(|command| match command {
@@ -240,7 +303,7 @@ impl Control {
                 || (policy.allows(destination) && !self.peers.has_address(destination)))
     }
 
-    /// The snapshot as of now.
+    /// The snapshot as of now, but for alternatives that have failed.
     pub(super) fn forwarding(&self) -> Forwarding {
         let state = &self.adjacencies;
         let peers = self.peers.snapshot();
@@ -261,8 +324,10 @@ impl Control {
             interfaces: state.interfaces.clone(),
             routes: RouteTable::new(&state.routes),
             adjacencies,
+            failed: Vec::new(),
             routes6: RouteTable::new(&state.routes6),
             adjacencies6,
+            failed6: Vec::new(),
             peers,
             policy: ExitPolicy { deny, ..self.config.policy.clone() },
             gateway: self.gateway_snapshot(),

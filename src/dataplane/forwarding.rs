@@ -216,10 +216,14 @@ pub struct Forwarding {
     pub routes: RouteTable,
     /// Sorted by interface and next hop; at most [`limits::ADJACENCIES_MAX`].
     pub adjacencies: Vec<Adjacency>,
+    /// Interfaces and addresses of next hops that do not answer, and share their destinations with others; sorted.
+    pub failed: Vec<(u8, Ipv4Addr)>,
     /// The same of IPv6.
     pub routes6: RouteTable<Ipv6Addr>,
     /// The same of IPv6.
     pub adjacencies6: Vec<Adjacency<Ipv6Addr>>,
+    /// The same of IPv6.
+    pub failed6: Vec<(u8, Ipv6Addr)>,
     /// By peer number; at most [`limits::PEERS_MAX`].
     pub peers: Vec<Peer>,
     /// Where the node sends to as an exit.
@@ -263,16 +267,22 @@ impl<A: Copy> Lookup<A> {
 impl Forwarding {
     /// Longest-prefix match, a choice among equal next hops, then the next hop's adjacency.
     pub fn lookup(&self, destination: Ipv4Addr) -> Lookup {
-        self.find(&self.routes, &self.adjacencies, destination)
+        self.find(&self.routes, &self.adjacencies, &self.failed, destination)
     }
 
     /// The same for IPv6.
     pub fn lookup6(&self, destination: Ipv6Addr) -> Lookup<Ipv6Addr> {
-        self.find(&self.routes6, &self.adjacencies6, destination)
+        self.find(&self.routes6, &self.adjacencies6, &self.failed6, destination)
     }
 
-    fn find<A: Address>(&self, routes: &RouteTable<A>, adjacencies: &[Adjacency<A>], destination: A) -> Lookup<A> {
-        let Some(hop) = self.choose(routes.lookup(destination), destination) else { return Lookup::NoRoute };
+    fn find<A: Address>(
+        &self,
+        routes: &RouteTable<A>,
+        adjacencies: &[Adjacency<A>],
+        failed: &[(u8, A)],
+        destination: A,
+    ) -> Lookup<A> {
+        let Some(hop) = self.choose(routes.lookup(destination), failed, destination) else { return Lookup::NoRoute };
         let next_hop = hop.gateway.unwrap_or(destination);
         let key = (hop.interface, next_hop);
         match adjacencies.binary_search_by_key(&key, |a| (a.interface, a.next_hop)) {
@@ -281,8 +291,14 @@ impl Forwarding {
         }
     }
 
-    /// The same next hop for the same destination, as long as its interface is up; with that one down, another.
-    fn choose<'a, A: Address>(&self, hops: &'a [NextHop<A>], destination: A) -> Option<&'a NextHop<A>> {
+    /// The same next hop for the same destination, as long as its interface is up and it answers; else the next one that
+    /// does. Where none answers, one of those that are up: its last MAC address is tried, or it is asked for again.
+    fn choose<'a, A: Address>(
+        &self,
+        hops: &'a [NextHop<A>],
+        failed: &[(u8, A)],
+        destination: A,
+    ) -> Option<&'a NextHop<A>> {
         let ours = |hop: &&NextHop<A>| hop.interface != NOWHERE;
         if hops.len() <= 1 {
             return hops.first().filter(ours);
@@ -290,7 +306,12 @@ impl Forwarding {
         let first = (destination.spread() >> 8) as usize % hops.len();
         let (after, before) = (&hops[first..], &hops[..first]);
         let is_up = |hop: &&NextHop<A>| self.interfaces.get(usize::from(hop.interface)).is_some_and(|i| i.is_up);
-        after.iter().chain(before).find(is_up).or(hops.first()).filter(ours)
+        let answers = |hop: &&NextHop<A>| {
+            hop.gateway.is_none_or(|gateway| failed.binary_search(&(hop.interface, gateway)).is_err())
+        };
+        let ring = after.iter().chain(before);
+        let alive = ring.clone().find(|hop| is_up(hop) && answers(hop));
+        alive.or_else(|| ring.clone().find(is_up)).or(hops.first()).filter(ours)
     }
 
     /// True where the snapshot keeps to the limits.
@@ -332,6 +353,35 @@ mod tests {
         assert!(share.iter().all(|count| *count > 64), "{share:?}");
         forwarding.interfaces[0].is_up = false;
         assert!((0..256).all(|n| over(&forwarding, n) == 1));
+    }
+
+    #[test]
+    fn a_next_hop_that_does_not_answer_gets_no_destination_while_another_does_and_the_others_keep_theirs() {
+        let hop = |n| Ipv4Addr::new(192, 0, 2, n);
+        let via =
+            |n| Route { prefix: Prefix::new(Ipv4Addr::UNSPECIFIED, 0), gateway: Some(hop(n)), interface: 0, metric: 0 };
+        let routes = RouteTable::new(&[via(0), via(1), via(2)]);
+        assert_eq!(routes.alternatives().filter_map(|hop| hop.gateway).collect::<Vec<_>>(), [0, 1, 2].map(hop));
+        let interfaces = vec![Interface { index: 1, mac: [2; 6], mtu: 1500, is_up: true }];
+        let mut forwarding = Forwarding { interfaces, routes, ..Forwarding::default() };
+        let ways = |forwarding: &Forwarding| -> Vec<u8> {
+            let of = |n: u32| match forwarding.lookup(Ipv4Addr::from(0xc633_6400 + n)) {
+                Lookup::Unresolved { next_hop, .. } => next_hop.octets()[3],
+                other => panic!("{other:?}"),
+            };
+            (0..256).map(of).collect()
+        };
+        let all = ways(&forwarding);
+        forwarding.failed = vec![(0, hop(1))];
+        for (before, after) in all.iter().zip(ways(&forwarding)) {
+            assert!(if *before == 1 { after != 1 } else { after == *before }, "{before} became {after}");
+        }
+        forwarding.failed = [0, 1, 2].map(|n| (0, hop(n))).to_vec();
+        assert_eq!(ways(&forwarding), all, "where none answers it is as if all did");
+        let alone = RouteTable::new(&[via(1)]);
+        assert_eq!(alone.alternatives().count(), 0);
+        forwarding.routes = alone;
+        assert!(ways(&forwarding).iter().all(|way| *way == 1), "there is no other");
     }
 
     #[test]

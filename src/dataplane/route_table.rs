@@ -43,6 +43,12 @@ impl<A: Address> Default for RouteTable<A> {
 }
 
 impl<A: Address> RouteTable<A> {
+    /// Next hops that share their destinations with others of the same route.
+    pub fn alternatives(&self) -> impl Iterator<Item = NextHop<A>> {
+        let sets = self.sets.iter().filter(|(first, end)| end - first > 1);
+        sets.flat_map(|(first, end)| &self.hops[*first as usize..*end as usize]).copied()
+    }
+
     /// A table of `routes`, in any order. Of those with the same prefix the ones with the smallest metric count; where
     /// these are several, destinations are spread over them.
     pub fn new(routes: &[Route<A>]) -> Self {

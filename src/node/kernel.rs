@@ -258,8 +258,11 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Resolve(interface, address)) => {
-                    self.mirror.on_resolve((interface, address), self.now(), events);
-                    self.ask((interface, address), events);
+                    let key = (interface, address);
+                    // Of an entry that is fresh to it the kernel would ask nobody for half a minute or more.
+                    if !(self.mirror.on_resolve(key, self.now(), events) && self.verify(key)) {
+                        self.ask(key, events);
+                    }
                 }
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return std::ops::ControlFlow::Break(()),
                 Err(mpsc::TryRecvError::Empty) => return std::ops::ControlFlow::Continue(()),
@@ -345,6 +348,12 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
         self.mirror.on_routes(routes.into_iter().flatten().collect(), events);
         self.mirror.on_routes6(routes6.into_iter().flatten().collect(), events);
         Ok(())
+    }
+
+    /// False where the kernel has no entry to be verified.
+    fn verify(&mut self, (interface, address): (u8, IpAddr)) -> bool {
+        let interface = self.mirror.interfaces().get(usize::from(interface));
+        interface.is_some_and(|interface| self.requests.verify_neighbour(interface.index, address).is_ok())
     }
 
     fn ask(&mut self, key: (u8, IpAddr), events: &mut Vec<KernelEvent>) {

@@ -7,6 +7,7 @@ mod faults;
 mod gateway;
 mod gateway6;
 mod metrics;
+mod next_hops;
 mod nics;
 mod operation;
 mod overlay6;

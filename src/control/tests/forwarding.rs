@@ -1,5 +1,7 @@
 //! Next hops, and what is known of neighbours.
 
+use std::net::IpAddr;
+
 use super::*;
 
 fn kernel(net: &mut Net, event: KernelEvent) {
@@ -91,6 +93,98 @@ fn the_last_mac_address_is_held_for_a_minute() {
     kernel(&mut net, KernelEvent::NeighbourGone { interface: 0, address: address.into() });
     net.run(61 * SECOND);
     assert!(net.node("in").workers[0].forwarding.adjacencies.is_empty());
+}
+
+const HOPS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+
+fn up(number: usize) -> KernelEvent {
+    KernelEvent::NeighbourUp { interface: 0, address: HOPS[number].into(), mac: [number as u8 + 1; 6] }
+}
+
+fn gone(number: usize) -> KernelEvent {
+    KernelEvent::NeighbourGone { interface: 0, address: HOPS[number].into() }
+}
+
+/// A default route by both of [`HOPS`].
+fn two_ways() -> Net {
+    let mut net = net();
+    let prefix = "0.0.0.0/0".parse().unwrap();
+    let route = |gateway| Route { prefix, gateway: Some(gateway), interface: 0, metric: 0 };
+    kernel(&mut net, KernelEvent::Routes(HOPS.map(route).to_vec()));
+    net
+}
+
+/// How many of 256 destinations go by each of [`HOPS`]; those that wait for a MAC address are in neither.
+fn shares(net: &mut Net) -> [usize; 2] {
+    let forwarding = &net.node("in").workers[0].forwarding;
+    let by = |mac: u8| {
+        let is_by = |n: &u32| {
+            forwarding.lookup(Ipv4Addr::from(0xc633_6400 + n)) == Lookup::Found { interface: 0, mac: [mac; 6] }
+        };
+        (0..256).filter(is_by).count()
+    };
+    [by(1), by(2)]
+}
+
+#[test]
+fn a_next_hop_that_stops_answering_leaves_its_destinations_to_the_others_until_it_answers_again() {
+    let mut net = two_ways();
+    (0..2).for_each(|number| kernel(&mut net, up(number)));
+    let both = shares(&mut net);
+    assert!(both.iter().all(|share| *share > 64) && both.iter().sum::<usize>() == 256, "{both:?}");
+    kernel(&mut net, gone(0));
+    assert_eq!(shares(&mut net), [0, 256], "although its MAC address is held");
+    // Its packets do not bring it back, for it gets none.
+    net.run(70 * SECOND);
+    assert_eq!(shares(&mut net), [0, 256]);
+    let asked = net.node("in").resolves.clone();
+    for hop in HOPS {
+        let times = asked.iter().filter(|(_, address)| *address == IpAddr::from(hop)).count();
+        assert!((13..=16).contains(&times), "{hop} was asked for {times} times");
+    }
+    kernel(&mut net, up(0));
+    assert_eq!(shares(&mut net), both);
+
+    // With none left it is as with one: a MAC address is held for a minute, and then packets wait.
+    (0..2).for_each(|number| kernel(&mut net, gone(number)));
+    assert_eq!(shares(&mut net), both);
+    net.run(61 * SECOND);
+    assert_eq!(shares(&mut net), [0, 0]);
+    punt_adjacency(&mut net, HOPS[0], 1);
+    kernel(&mut net, gone(0));
+    assert_eq!(net.node("in").workers[0].refused, [(1, Reason::Unresolved)]);
+}
+
+#[test]
+fn a_packet_that_waits_for_a_next_hop_that_never_answers_goes_by_another() {
+    let mut net = two_ways();
+    net.run(200 * MILLISECOND);
+    let mut asked = net.node("in").resolves.clone();
+    asked.sort_unstable();
+    assert_eq!(asked, HOPS.map(|hop| (0, hop.into())), "before any packet");
+    kernel(&mut net, up(1));
+    punt_adjacency(&mut net, HOPS[0], 1);
+    assert!(net.node("in").workers[0].resumed.is_empty());
+    kernel(&mut net, gone(0));
+    let worker = &net.node("in").workers[0];
+    assert_eq!((&worker.resumed[..], &worker.refused[..]), (&[1][..], &[][..]));
+    assert_eq!(shares(&mut net), [0, 256]);
+}
+
+#[test]
+fn nobody_is_asked_for_who_is_no_alternative_any_more() {
+    let mut net = two_ways();
+    let prefix = "0.0.0.0/0".parse().unwrap();
+    (0..2).for_each(|number| kernel(&mut net, gone(number)));
+    let route = Route { prefix, gateway: Some(HOPS[0]), interface: 0, metric: 0 };
+    kernel(&mut net, KernelEvent::Routes(vec![route]));
+    net.run(10 * SECOND);
+    let asked = net.node("in").resolves.len();
+    net.run(60 * SECOND);
+    assert_eq!(net.node("in").resolves.len(), asked);
+    assert!(net.node("in").workers[0].forwarding.failed.is_empty());
+    punt_adjacency(&mut net, HOPS[0], 1);
+    assert_eq!(net.node("in").resolves.len(), asked + 1);
 }
 
 #[test]

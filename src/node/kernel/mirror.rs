@@ -440,12 +440,13 @@ impl Mirror {
         Some(LocalAddress { interface: number.map(|number| number as u8), address, network })
     }
 
-    /// A neighbour the control core asks for. A known one is told again, for the kernel has no news of it.
-    pub(super) fn on_resolve(&mut self, key: (u8, IpAddr), now: Nanos, events: &mut Vec<KernelEvent>) {
-        if let Some(Neighbour::Up { mac, asked, .. }) = self.neighbours.get_mut(&key) {
-            *asked = now;
-            events.push(KernelEvent::NeighbourUp { interface: key.0, address: key.1, mac: *mac });
-        }
+    /// A neighbour the control core asks for. A known one is told again, for the kernel has no news of it, and true is
+    /// returned where it is to be verified whether it still is there.
+    pub(super) fn on_resolve(&mut self, key: (u8, IpAddr), now: Nanos, events: &mut Vec<KernelEvent>) -> bool {
+        let Some(Neighbour::Up { mac, asked, is_static }) = self.neighbours.get_mut(&key) else { return false };
+        *asked = now;
+        events.push(KernelEvent::NeighbourUp { interface: key.0, address: key.1, mac: *mac });
+        !*is_static
     }
 
     /// The kernel refused to resolve a neighbour: it will not be heard of, so this is the answer.

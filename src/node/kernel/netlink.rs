@@ -90,13 +90,29 @@ impl Requests {
     /// Makes the kernel resolve `address` as if it had a packet for it: a missing or failed entry is asked for by
     /// broadcast, a stale one verified by unicast, a fresh one left alone. Needs CAP_NET_ADMIN.
     pub(super) fn use_neighbour(&mut self, index: u32, address: std::net::IpAddr) -> io::Result<()> {
+        self.set_neighbour(index, address, NeighbourState::None, NeighbourFlags::Use, NLM_F_CREATE)
+    }
+
+    /// Makes the kernel verify an entry that has a MAC address by unicast, however fresh it is. An error where there is none.
+    pub(super) fn verify_neighbour(&mut self, index: u32, address: std::net::IpAddr) -> io::Result<()> {
+        self.set_neighbour(index, address, NeighbourState::Probe, NeighbourFlags::empty(), 0)
+    }
+
+    fn set_neighbour(
+        &mut self,
+        index: u32,
+        address: std::net::IpAddr,
+        state: NeighbourState,
+        flags: NeighbourFlags,
+        netlink_flags: u16,
+    ) -> io::Result<()> {
         let mut request = NeighbourMessage::default();
         request.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         request.header.ifindex = index;
-        request.header.state = NeighbourState::None;
-        request.header.flags = NeighbourFlags::Use;
+        request.header.state = state;
+        request.header.flags = flags;
         request.attributes.push(NeighbourAttribute::Destination(address.into()));
-        self.send(RouteNetlinkMessage::NewNeighbour(request), NLM_F_ACK | NLM_F_CREATE)?;
+        self.send(RouteNetlinkMessage::NewNeighbour(request), NLM_F_ACK | netlink_flags)?;
         let mut result = None;
         while result.is_none() {
             let bytes = self.socket.recv(&mut &mut self.buffer[..], 0)?;

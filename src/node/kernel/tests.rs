@@ -222,6 +222,21 @@ fn a_peer_is_resolved_and_a_missing_one_reported() {
 }
 
 #[test]
+fn a_fresh_neighbour_that_stops_answering_is_found_out_when_asked_for() {
+    let (here, there) = Namespace::pair();
+    here.run(|| std::fs::write("/proc/sys/net/ipv4/neigh/e0/retrans_time_ms", "50").unwrap());
+    let mut mirrored = here.mirror(RECEIVE_BUFFER);
+    let peer = [10, 0, 0, 2];
+    mirrored.handle.resolve(0, Ipv4Addr::from(peer).into());
+    assert_eq!(mirrored.wait_for_neighbour(peer), Some([2, 0, 0, 0, 0, 2]));
+    // Its link stays up, and to the kernel it is reachable for half a minute.
+    there.ip("address flush dev p0");
+    mirrored.handle.resolve(0, Ipv4Addr::from(peer).into());
+    assert_eq!(mirrored.wait_for_neighbour(peer), Some([2, 0, 0, 0, 0, 2]), "what was known until now");
+    assert_eq!(mirrored.wait_for_neighbour(peer), None);
+}
+
+#[test]
 fn a_stale_neighbour_is_verified_when_asked_for() {
     let (here, there) = Namespace::pair();
     here.run(|| {
