@@ -1,6 +1,6 @@
 //! Gives a packet to the worker that owns its slot or port.
 //!
-//! Path: relay_input | gateway_input | nat_out2in -> here -> another worker | drop.
+//! Path: relay_input | gateway_input | nat_out2in | icmp_error -> here -> another worker | drop.
 //! Reads: worker, resume_at, everything of the packet.
 
 use super::super::{

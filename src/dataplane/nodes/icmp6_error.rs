@@ -1,6 +1,7 @@
 //! Tells an IPv6 packet's sender by ICMPv6 why it goes no further (RFC 4443).
 //!
-//! Path: gateway6_input | nat6_in2out | nat6_out2in -> here -> exit_down (to the client) | ip6_output | drop.
+//! Path: gateway6_input | nat6_in2out | nat6_out2in -> here -> exit_down (to the client) | ip6_output | handoff (about what was
+//! hairpinned, as [`icmp_error`](super::icmp_error)) | drop.
 //! Reads: l3, from_inside, slot, icmp_type, icmp_code, mtu. Writes: offset, length, l3, l4, kind.
 //!
 //! That nobody answers at a next hop shows only after the NAT: that error is made between two sweeps ([`host_unreachable`]).
@@ -10,18 +11,21 @@
 
 use std::net::Ipv6Addr;
 
-use super::prelude::*;
+use super::{icmp_error::hand_back, prelude::*};
 use crate::{
     dataplane::{
         gateway::Realm,
-        nat::{icmp64::MTU_MIN, rewrite6::seal_icmp},
+        nat::{
+            icmp64::MTU_MIN,
+            rewrite6::{self, seal_icmp},
+        },
         outer,
         packet::{Fragment, Packet},
     },
     wire::{icmp, icmp6, ip4, ip6, relay, write},
 };
 
-node!(Icmp6Error, "icmp6_error", [ExitDown, Ip6Output], icmp6_error);
+node!(Icmp6Error, "icmp6_error", [ExitDown, Ip6Output, Handoff], icmp6_error);
 
 /// Bytes before the quoted packet.
 const HEADERS: usize = ip6::HEADER_BYTES + icmp::HEADER_BYTES;
@@ -46,6 +50,16 @@ fn icmp6_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
         return Verdict::Drop(reason);
     }
     context.packets[slot] = packet;
+    let ip = packet.ip(frames);
+    if let Ok(header) = ip6::parse(ip)
+        && context.is_ours6(header.destination)
+    {
+        let sender = rewrite6::quote(ip, &header).ok().and_then(|quote| {
+            let token = context.bindings.outside().token_of(quote.source.0)?;
+            Some((rewrite6::table_protocol(quote.header.protocol), (token, quote.source.1)))
+        });
+        return hand_back(context, slot, sender, NodeId::Nat6Out2in);
+    }
     Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::Ip6Output })
 }
 

@@ -1,7 +1,11 @@
 //! Tells a packet's sender by ICMP why it goes no further (RFC 792, RFC 1812 section 4.3.2).
 //!
-//! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | drop.
+//! Path: gateway_input | nat_in2out | nat_out2in -> here -> exit_down (to the client) | ip_output (to a server) | handoff |
+//! drop.
 //! Reads: l3, from_inside, slot, icmp_type, icmp_code, mtu. Writes: offset, length, l3, l4, kind, destination.
+//!
+//! A hairpinned packet has one of our own addresses as its sender once it comes to the worker of the host it is for. The
+//! error goes back to the worker of the host that sent it, and through the NAT there like one from a router outside.
 //!
 //! That a host is unreachable shows only after the NAT, when its next hop has not answered: that error is made between two
 //! sweeps ([`host_unreachable`]).
@@ -14,7 +18,10 @@ use crate::{
     Nanos, SECOND,
     dataplane::{
         gateway::Realm,
-        nat::rewrite::{self, Side},
+        nat::{
+            Endpoint,
+            rewrite::{self, Side},
+        },
         outer,
         packet::{Fragment, Packet},
         tick::Tick,
@@ -22,7 +29,7 @@ use crate::{
     wire::{checksum, icmp, ip4, relay, write},
 };
 
-node!(IcmpError, "icmp_error", [ExitDown, IpOutput], icmp_error);
+node!(IcmpError, "icmp_error", [ExitDown, IpOutput, Handoff], icmp_error);
 
 /// ICMP errors a worker sends a second, at most.
 const ERRORS_A_SECOND: u32 = 1000;
@@ -44,7 +51,28 @@ fn icmp_error(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         return Verdict::Drop(reason);
     }
     context.packets[slot] = packet;
+    if context.bindings.outside().contains(packet.destination) {
+        let quote = rewrite::quote(packet.transport(frames)).ok();
+        return hand_back(context, slot, quote.map(|quote| (quote.protocol, quote.source)), NodeId::NatOut2in);
+    }
     Verdict::Next(if packet.from_inside { NodeId::ExitDown } else { NodeId::IpOutput })
+}
+
+/// An error about a hairpinned packet of this protocol and outside endpoint goes to the worker that has them.
+pub(super) fn hand_back(
+    context: &mut Context,
+    slot: usize,
+    sender: Option<(u8, Endpoint)>,
+    resume_at: NodeId,
+) -> Verdict {
+    match sender.and_then(|(protocol, outside)| context.owner_of(protocol, outside)) {
+        Some(owner) if owner != context.index => {
+            // It is a packet of its own, and the last one: nothing is said about an error.
+            context.packets[slot].handoffs = 0;
+            context.hand_off(slot, owner, resume_at)
+        }
+        _ => Verdict::Drop(Reason::ErrorUnanswered),
+    }
 }
 
 /// The packet becomes the error about it, to its sender.

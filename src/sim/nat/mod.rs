@@ -6,6 +6,7 @@ mod document;
 mod errors;
 mod forwarded6;
 mod full;
+mod hairpin;
 mod model;
 mod pool;
 mod rfc4787;
