@@ -139,10 +139,7 @@ fn decide(
     let mut tick_next = Instant::now();
     while !is_stopping.load(Relaxed) {
         let now = clock.delta_as_nanos(0, clock.raw());
-        for _ in 0..256 {
-            let Ok(event) = events.pop() else { break };
-            control.on_event(0, event, now);
-        }
+        control.on_events(0, &mut events, 256, now);
         listings.go_on(&control, now);
         if Instant::now() >= tick_next {
             control.on_tick(now);

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{Failure, print};
 use crate::{
+    control,
     dataplane::{
         driver::xdp::receive_queues,
         rss::{Input, Inputs, Queues, Rss},
@@ -229,10 +230,11 @@ fn memlock_limit(limit: u64, bytes: u64, is_unlimited: bool) -> Finding {
     }
 }
 
-/// What the tables of the workers take on hugepages.
+/// What the tables of the workers take on hugepages, and what the control core has of them.
 fn table_bytes(config: &NodeConfig) -> u64 {
     let NodeLimits { slots, sessions, bindings, .. } = config.limits;
-    let pages = config.workers * worker::huge_pages(slots, sessions, bindings, &config.nat);
+    let pages =
+        config.workers * (worker::huge_pages(slots, sessions, bindings, &config.nat) + control::huge_pages(bindings));
     pages as u64 * (HUGEPAGE_KIB << 10)
 }
 

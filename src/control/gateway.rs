@@ -175,7 +175,7 @@ impl Control {
         };
         let key = binding.key();
         // The host may have spoken from there before, and got a port like anyone.
-        if let Some(&other) = self.workers[worker].by_key.get(&key) {
+        if let Some(other) = self.workers[worker].find(&key) {
             self.free_binding(worker, other);
         }
         let held = NatBinding {

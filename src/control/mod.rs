@@ -12,6 +12,7 @@
 mod adjacency;
 mod admission;
 mod ageing;
+mod binding_index;
 mod entry;
 mod exchanges;
 mod exit;
@@ -56,6 +57,7 @@ pub use show::{AdjacencyView, Counters, PeerView, SessionView, Summary};
 
 use self::{
     adjacency::Adjacencies,
+    binding_index::BindingIndex,
     exchanges::Exchanges,
     gateway::GatewayState,
     known_tokens::KnownTokens,
@@ -115,6 +117,11 @@ pub struct Control {
     started: Nanos,
 }
 
+/// Huge pages that the control core takes for a worker of `bindings`, where it can.
+pub fn huge_pages(bindings: u32) -> usize {
+    BindingIndex::huge_pages(bindings)
+}
+
 impl Control {
     /// A control core without sessions; one of `published` for each worker. Stamps are in ticks of
     /// [`NatConfig::tick`](crate::dataplane::nat::NatConfig::tick) on the clock of `now`.
@@ -168,6 +175,23 @@ impl Control {
             }
             // A node that opens a session has no client's address to answer to; the rest is for the control centre.
             _ => self.refuse(id, FailureReason::BadRequest),
+        }
+    }
+
+    /// A worker spoke, as often as its ring holds, up to `most` times. Returns how often.
+    pub fn on_events(&mut self, worker: usize, events: &mut rtrb::Consumer<Event>, most: usize, now: Nanos) -> usize {
+        let count = events.slots().min(most);
+        let Ok(events) = events.read_chunk(count) else { return 0 };
+        let (first, rest) = events.as_slices();
+        first.iter().chain(rest).for_each(|event| self.ask_for(worker, event));
+        events.into_iter().for_each(|event| self.on_event(worker, event, now));
+        count
+    }
+
+    /// Asks for the memory that an event will need.
+    fn ask_for(&self, worker: usize, event: &Event) {
+        if let Event::Punt { cause: PuntCause::NoBinding { key, .. }, .. } = event {
+            self.workers[worker].by_key.ask_for(key);
         }
     }
 

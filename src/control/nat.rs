@@ -52,9 +52,9 @@ impl Control {
     ) -> Result<(), Reason> {
         let held = self.may_bind(worker, &key, remote)?;
         let is_draining = key.owner == Owner::INSIDE && self.is_draining();
-        let is_there = |key| self.workers[worker].by_key.contains_key(key);
+        let is_there = |key| self.workers[worker].find(key).is_some();
         // A static mapping serves all remote ends, also where other bindings do not.
-        if is_there(&key) || is_there(&key.for_all()) {
+        if is_there(&key) || key.remote.is_some() && is_there(&key.for_all()) {
             return Ok(());
         }
         if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {
@@ -169,9 +169,7 @@ impl Control {
         let Some(binding) = tables.nat[index as usize].take() else { return };
         let NatBinding { key, lease, .. } = binding;
         // A static mapping may have taken over what this one had been found by.
-        if tables.by_key.get(&key) == Some(&index) {
-            tables.by_key.remove(&key);
-        }
+        tables.by_key.remove(&key, index);
         tables.bindings.give(index);
         if let Some(lease) = lease {
             tables.hosts.give(&key, lease, now);

@@ -1,13 +1,14 @@
 //! What the control core keeps of each worker: who has which place, and the commands on their way to it.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
 };
 
 use hdrhistogram::Histogram;
 
 use super::{
+    binding_index::BindingIndex,
     hosts::{Hosts, Lease},
     interface::ControlConfig,
     pools::{Generations, Pool},
@@ -45,7 +46,7 @@ pub(super) struct Tables {
     pub(super) bindings: Pool,
     /// By binding.
     pub(super) nat: Vec<Option<NatBinding>>,
-    pub(super) by_key: HashMap<BindingKey, u32>,
+    pub(super) by_key: BindingIndex,
     /// Endpoint-dependent bindings: which remote endpoints share an outside port.
     pub(super) shared: HashSet<(u8, Lease, Endpoint)>,
     pub(super) hosts: Hosts,
@@ -121,7 +122,7 @@ impl Tables {
             bindings: Pool::new(config.bindings),
             // For all from the start: to grow would stop the control core for as long as it takes to move what is there.
             nat: Vec::with_capacity(config.bindings as usize),
-            by_key: HashMap::with_capacity(config.bindings as usize),
+            by_key: BindingIndex::new(config.bindings, random.key()),
             shared: HashSet::with_capacity(if config.nat.is_endpoint_dependent { config.bindings as usize } else { 0 }),
             hosts: Hosts::new(&config.nat, &outside, worker, config.bindings),
             published,
@@ -155,6 +156,11 @@ impl Tables {
         self.nat.get_mut(index as usize)?.as_mut()
     }
 
+    /// The binding that is found by `key`.
+    pub(super) fn find(&self, key: &BindingKey) -> Option<u32> {
+        self.by_key.find(key, &self.nat)
+    }
+
     /// Puts a session into a slot.
     pub(super) fn put_session(&mut self, slot: u32, session: Session) {
         *self.parts.of(&session.part) += 1;
@@ -170,7 +176,7 @@ impl Tables {
 
     /// Puts a binding into its place.
     pub(super) fn put_binding(&mut self, index: u32, binding: NatBinding) {
-        self.by_key.insert(binding.key, index);
+        self.by_key.insert(&binding.key, index, &self.nat);
         put(&mut self.nat, index, binding);
     }
 }

@@ -212,11 +212,7 @@ impl ControlThread {
     fn take_events(&mut self, now: Nanos) -> usize {
         let mut count = 0;
         for (number, worker) in self.workers.iter_mut().enumerate() {
-            for _ in 0..BATCH {
-                let Ok(event) = worker.events.pop() else { break };
-                self.control.on_event(number, event, now);
-                count += 1;
-            }
+            count += self.control.on_events(number, &mut worker.events, BATCH, now);
         }
         count
     }

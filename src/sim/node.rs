@@ -206,10 +206,7 @@ impl Node {
                 }
             }
             for (worker, events) in self.events.iter_mut().enumerate() {
-                while let Ok(event) = events.pop() {
-                    is_idle = false;
-                    self.control.on_event(worker, event, now);
-                }
+                is_idle &= self.control.on_events(worker, events, usize::MAX, now) == 0;
             }
             if is_idle {
                 return wishes;

@@ -16,44 +16,44 @@ const EMPTY: Place = 0;
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct HashIndex {
+pub(crate) struct HashIndex {
     places: HugeArray<Place>,
 }
 
 impl HashIndex {
     /// Memory that each index costs, at most.
-    pub(super) const BYTES_AN_INDEX: usize = 4 * size_of::<Place>();
+    pub(crate) const BYTES_AN_INDEX: usize = 4 * size_of::<Place>();
 
     /// Room for `count` indices; at most half of the places are ever taken.
-    pub(super) fn new(count: u32) -> Self {
+    pub(crate) fn new(count: u32) -> Self {
         Self { places: HugeArray::new(places_for(count), &EMPTY) }
     }
 
     /// Huge pages it takes where it can.
-    pub(super) fn huge_pages(count: u32) -> usize {
+    pub(crate) fn huge_pages(count: u32) -> usize {
         huge_pages_for(places_for(count) * size_of::<Place>())
     }
 
     /// Its memory.
-    pub(super) fn memory(&self) -> Memory {
+    pub(crate) fn memory(&self) -> Memory {
         self.places.memory()
     }
 
     /// Asks for the line that a lookup of `hash` begins with.
     #[inline]
-    pub(super) fn prefetch(&self, hash: u32) {
+    pub(crate) fn prefetch(&self, hash: u32) {
         prefetch(&self.places[self.home(hash)]);
     }
 
     /// The first index under `hash`: almost surely the one looked for. To be prefetched, not to be trusted.
     #[inline]
-    pub(super) fn candidate(&self, hash: u32) -> Option<u32> {
+    pub(crate) fn candidate(&self, hash: u32) -> Option<u32> {
         self.find(hash, |_| true)
     }
 
     /// The index under `hash` that `is_match` accepts.
     #[inline]
-    pub(super) fn find(&self, hash: u32, is_match: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(crate) fn find(&self, hash: u32, is_match: impl Fn(u32) -> bool) -> Option<u32> {
         let mut at = self.home(hash);
         loop {
             let place = self.places[at];
@@ -68,7 +68,7 @@ impl HashIndex {
     }
 
     /// Enters `index`. The caller keeps to the count given at the start and enters nothing twice.
-    pub(super) fn insert(&mut self, hash: u32, index: u32) {
+    pub(crate) fn insert(&mut self, hash: u32, index: u32) {
         let mut at = self.home(hash);
         while self.places[at] != EMPTY {
             at = (at + 1) & self.mask();
@@ -76,13 +76,13 @@ impl HashIndex {
         self.places[at] = u64::from(hash) << 32 | u64::from(index + 1);
     }
 
-    /// Takes `index` out. Nothing happens where it is not there.
-    pub(super) fn remove(&mut self, hash: u32, index: u32) {
+    /// Takes `index` out. False where it is not there.
+    pub(crate) fn remove(&mut self, hash: u32, index: u32) -> bool {
         let wanted = u64::from(hash) << 32 | u64::from(index + 1);
         let mut hole = self.home(hash);
         while self.places[hole] != wanted {
             if self.places[hole] == EMPTY {
-                return;
+                return false;
             }
             hole = (hole + 1) & self.mask();
         }
@@ -101,6 +101,7 @@ impl HashIndex {
             }
         }
         self.places[hole] = EMPTY;
+        true
     }
 
     #[inline]

@@ -23,7 +23,7 @@ pub mod class;
 pub(super) mod connections;
 pub(super) mod established;
 pub(super) mod flow_cache;
-mod hash_index;
+pub(crate) mod hash_index;
 pub mod held_syns;
 pub mod hosts6;
 pub(super) mod icmp64;

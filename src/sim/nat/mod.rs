@@ -312,11 +312,8 @@ impl Nat {
             }
             let start = Instant::now();
             for (worker, events) in self.events.iter_mut().enumerate() {
-                while !self.is_stalled
-                    && let Ok(event) = events.pop()
-                {
+                if !self.is_stalled && self.control.on_events(worker, events, usize::MAX, self.now) > 0 {
                     is_idle = false;
-                    self.control.on_event(worker, event, self.now);
                 }
             }
             self.busy_longest = self.busy_longest.max(start.elapsed());
