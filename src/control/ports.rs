@@ -206,7 +206,7 @@ impl Ports {
 
     /// True where none is leased, shared or resting.
     pub(super) fn is_unused(&self, now: Nanos) -> bool {
-        self.leased == 0 && self.resting.iter().all(|(until, _)| *until <= now)
+        self.leased == 0 && self.resting.back().is_none_or(|(until, _)| *until <= now)
     }
 
     fn wake(&mut self, now: Nanos) {
