@@ -342,3 +342,102 @@ fn addresses_change_at_random_and_every_answer_finds_its_host() {
     nat.pass(122 * SECOND);
     assert!(pool[1..].iter().all(|address| rows_of(&nat, *address).is_empty()), "only its own is left");
 }
+
+/// What `flow` is translated to, and that the answer finds it.
+fn asks_and_is_answered(nat: &mut Nat, inside: Endpoint, server: Endpoint) -> Endpoint {
+    let outside = nat.seen(&udp(inside, server));
+    let out = nat.send_outside(&udp(server, outside));
+    assert_eq!(
+        out.iter().map(|sent| (sent.is_to_inside, destination(&sent.packet))).collect::<Vec<_>>(),
+        [(true, inside)]
+    );
+    outside
+}
+
+#[test]
+fn addresses_and_forwarded_ports_change_together_at_random_and_all_that_there_is_finds_its_host() {
+    let setups: [fn() -> Setup; 4] = [
+        || Setup { workers: 3, bindings: 4096, adjust: |nat| nat.is_endpoint_dependent = true, ..Setup::default() },
+        || Setup { workers: 2, bindings: 4096, adjust: |nat| nat.port_block = 64, ..Setup::default() },
+        || Setup {
+            bindings: 4096,
+            ports: (2000, 2063),
+            adjust: |nat| nat.is_endpoint_dependent = true,
+            ..Setup::default()
+        },
+        || Setup { workers: 3, bindings: 4096, ports: (5000, 5999), ..Setup::default() },
+    ];
+    let pool: Vec<Ipv4Addr> = [FIRST].into_iter().chain((100..106).map(|n| Ipv4Addr::new(192, 0, 2, n))).collect();
+    let servers = [(SERVER, 53), (SERVER, 54), (OTHER_SERVER, 53)];
+    for (number, setup) in (1..).zip(setups) {
+        let mut nat = Nat::with(setup());
+        let mut state = 0x2545_f491_4f6c_dd1du64 * number;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let mut live: HashMap<(Endpoint, Endpoint), (Endpoint, Nanos)> = HashMap::new();
+        let mut given = vec![FIRST];
+        for _ in 0..1000 {
+            match random(20) {
+                0 | 1 => {
+                    given = pool.iter().copied().filter(|_| random(3) > 0).collect();
+                    if given.is_empty() {
+                        given.push(pool[random(pool.len())]);
+                    }
+                    let mapping = |n: u8, outside: Ipv4Addr| StaticMapping {
+                        protocol: ip4::UDP,
+                        outside: (outside.into(), 80 + u16::from(n) % 4),
+                        inside: (host(n).into(), 8080),
+                    };
+                    let mut mappings: Vec<StaticMapping> = Vec::new();
+                    for n in 0..12 {
+                        let new = mapping(n, given[random(given.len())]);
+                        if random(2) == 0 && mappings.iter().all(|known| known.place() != new.place()) {
+                            mappings.push(new);
+                        }
+                    }
+                    nat.file.mappings = in_order(mappings);
+                    nat.set_addresses(&given).unwrap();
+                }
+                2 => drop(nat.pass(random(100) as u64 * SECOND)),
+                3 => {
+                    for (outside, port) in pool.iter().flat_map(|address| (80..84).map(move |port| (*address, port))) {
+                        let leads = |mapping: &&StaticMapping| mapping.outside == (outside.into(), port);
+                        let host = nat.file.mappings.iter().find(leads).map(|mapping| mapping.inside);
+                        let got = reached(&mut nat, (outside, port)).map(|(host, port)| (host.into(), port));
+                        assert_eq!(got, host, "{outside}:{port}");
+                    }
+                    for mapping in nat.file.mappings.clone() {
+                        let (IpAddr::V4(inside), IpAddr::V4(outside)) = (mapping.inside.0, mapping.outside.0) else {
+                            unreachable!("of IPv4")
+                        };
+                        let seen = asks_and_is_answered(&mut nat, (inside, 8080), servers[random(3)]);
+                        assert_eq!(seen, (outside, mapping.outside.1));
+                    }
+                }
+                _ => {
+                    let (inside, server) = ((host(random(40) as u8), 1000 + random(3) as u16), servers[random(3)]);
+                    let outside = asks_and_is_answered(&mut nat, inside, server);
+                    let now = nat.now;
+                    match live.get(&(inside, server)) {
+                        Some((known, since)) if now < since + 299 * SECOND => assert_eq!(outside, *known),
+                        Some((known, _)) if outside == *known => {}
+                        // Without endpoint dependence it may be that of a flow to another server.
+                        _ if live.iter().any(|((other, _), known)| *other == inside && known.0 == outside) => {}
+                        _ => assert!(given.contains(&outside.0), "{} is not given any more", outside.0),
+                    }
+                    live.insert((inside, server), (outside, now));
+                }
+            }
+        }
+        nat.file.mappings.clear();
+        nat.set_addresses(&[FIRST]).unwrap();
+        nat.pass(301 * SECOND);
+        nat.assert_all_free();
+        nat.pass(122 * SECOND);
+        assert!(pool[1..].iter().all(|address| rows_of(&nat, *address).is_empty()), "only its own is left");
+    }
+}
