@@ -3,10 +3,6 @@
 //! A standard map would do, but for what it cannot: to be asked for ahead. Of a million flows each first packet meets
 //! memory that is in no cache, and a burst of them can wait for all of it at once ([`BindingIndex::ask_for`]).
 
-use std::hash::{Hash, Hasher};
-
-use siphasher::sip::SipHasher13;
-
 use super::tables::NatBinding;
 use crate::dataplane::nat::{BindingKey, hash_index::HashIndex};
 
@@ -15,13 +11,12 @@ use crate::dataplane::nat::{BindingKey, hash_index::HashIndex};
 pub(super) struct BindingIndex {
     table: HashIndex,
     hash_key: [u8; 16],
-    count: usize,
 }
 
 impl BindingIndex {
-    /// Room for `count` bindings; `hash_key` is secret, or hosts could choose ports that are slow to find.
+    /// Room for `count` bindings; `hash_key` is secret.
     pub(super) fn new(count: u32, hash_key: [u8; 16]) -> Self {
-        Self { table: HashIndex::new(count), hash_key, count: 0 }
+        Self { table: HashIndex::new(count), hash_key }
     }
 
     /// Huge pages it takes where it can.
@@ -46,24 +41,21 @@ impl BindingIndex {
             self.remove(key, before);
         }
         self.table.insert(self.hash(key), index);
-        self.count += 1;
     }
 
     /// `key` no longer finds `index`. Nothing happens where it finds another.
     pub(super) fn remove(&mut self, key: &BindingKey, index: u32) {
-        self.count -= usize::from(self.table.remove(self.hash(key), index));
+        self.table.remove(self.hash(key), index);
     }
 
     /// True where no key finds anything.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.table.is_empty()
     }
 
     fn hash(&self, key: &BindingKey) -> u32 {
-        let mut hasher = SipHasher13::new_with_key(&self.hash_key);
-        key.hash(&mut hasher);
-        hasher.finish() as u32
+        key.keyed_hash(&self.hash_key)
     }
 }
 

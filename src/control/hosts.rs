@@ -19,24 +19,13 @@ use super::{
 use crate::{
     Nanos,
     dataplane::{
-        nat::{BindingKey, NatConfig, OutsideAddresses, Owner, Translation, outside::ADDRESSES_MAX, token},
+        nat::{
+            BindingKey, NatConfig, OutsideAddresses, Owner, PROTOCOLS, Translation, outside::ADDRESSES_MAX, row, token,
+        },
         reason::Reason,
     },
     wire::ip4,
 };
-
-/// ICMP, TCP, UDP.
-pub(super) const PROTOCOLS: usize = 3;
-
-/// The place of a protocol that NAT knows.
-pub(super) fn row(protocol: u8) -> Option<usize> {
-    match protocol {
-        ip4::ICMP => Some(0),
-        ip4::TCP => Some(1),
-        ip4::UDP => Some(2),
-        _ => None,
-    }
-}
 
 /// A host behind the NAT.
 #[derive(Debug, Default)]

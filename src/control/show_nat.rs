@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control,
-    hosts::{PROTOCOLS, name_of, row},
+    hosts::name_of,
     page::{self, Cursor, Page, ROWS_MAX},
     tables::{NatBinding, Tables},
 };
 use crate::{
     MILLISECOND, Nanos,
-    dataplane::nat::{Class, Owner, Translation, token},
+    dataplane::nat::{Class, Owner, PROTOCOLS, Translation, row, token},
     wire::ip4,
 };
 

@@ -20,8 +20,7 @@ use super::{
     handoff::HandedOver,
     huge::HugeArray,
     nat::{
-        Binding, Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns,
-        icmp64::Mtus, token,
+        Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns, icmp64::Mtus, token,
     },
     nodes::relay_input::Claims,
     outer::Unsigned,
@@ -263,11 +262,12 @@ impl Context {
         (session.role == Role::Exit).then(|| self.fans[session.fan as usize].init)
     }
 
-    /// MTU of the way to an inside host of IPv6 that has this binding.
-    pub fn mtu_to_host6(&mut self, binding: &Binding, host: Ipv6Addr) -> u16 {
-        match binding.owner.slot() {
-            Some(_) => self.terms(binding.owner).map_or(0, |terms| terms.mtu),
-            None => self.routes.lookup6(host).mtu,
+    /// MTU of the way to an inside host. Zero: there is none, or the session is over.
+    pub fn mtu_to_host(&mut self, owner: Owner, host: IpAddr) -> u16 {
+        match (owner.slot(), host) {
+            (Some(_), _) => self.terms(owner).map_or(0, |terms| terms.mtu),
+            (None, IpAddr::V4(host)) => self.routes.lookup(host).mtu,
+            (None, IpAddr::V6(host)) => self.routes.lookup6(host).mtu,
         }
     }
 
@@ -275,12 +275,7 @@ impl Context {
     /// the host is another worker's.
     pub(super) fn mtus_of_way_back(&mut self, protocol: u8, to: Endpoint, from: Endpoint) -> Mtus {
         let Some((owner, host)) = self.inside_of(protocol, to, from) else { return Mtus { ip4: 0, ip6: 0 } };
-        let mtu = match (owner.slot(), host) {
-            (Some(_), _) => self.terms(owner).map_or(0, |terms| terms.mtu),
-            (None, IpAddr::V4(host)) => self.routes.lookup(host).mtu,
-            (None, IpAddr::V6(host)) => self.routes.lookup6(host).mtu,
-        };
-        Mtus::to_host(host.is_ipv6(), mtu)
+        Mtus::to_host(host.is_ipv6(), self.mtu_to_host(owner, host))
     }
 
     /// Whom a packet from `from` to this port of an outside address is for, as far as this worker knows: forwarded ports are

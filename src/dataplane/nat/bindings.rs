@@ -10,10 +10,7 @@
 //! outside [`prefetch_outside`](Bindings::prefetch_outside), then [`at_port`](Bindings::at_port) and
 //! [`prefetch`](Bindings::prefetch), then [`find_outside`](Bindings::find_outside).
 
-use std::{
-    hash::{Hash, Hasher},
-    net::Ipv4Addr,
-};
+use std::{hash::Hasher, net::Ipv4Addr};
 
 use siphasher::sip::SipHasher13;
 
@@ -141,9 +138,7 @@ impl Bindings {
     /// The hash of a key, for [`Bindings::find`] and the stages before it.
     #[inline]
     pub fn hash(&self, key: &BindingKey) -> u32 {
-        let mut hasher = SipHasher13::new_with_key(&self.hash_key);
-        key.hash(&mut hasher);
-        hasher.finish() as u32
+        key.keyed_hash(&self.hash_key)
     }
 
     /// Asks for the line of the table that a lookup of `hash` begins with.

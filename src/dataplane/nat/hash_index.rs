@@ -76,13 +76,13 @@ impl HashIndex {
         self.places[at] = u64::from(hash) << 32 | u64::from(index + 1);
     }
 
-    /// Takes `index` out. False where it is not there.
-    pub(crate) fn remove(&mut self, hash: u32, index: u32) -> bool {
+    /// Takes `index` out. Nothing happens where it is not there.
+    pub(crate) fn remove(&mut self, hash: u32, index: u32) {
         let wanted = u64::from(hash) << 32 | u64::from(index + 1);
         let mut hole = self.home(hash);
         while self.places[hole] != wanted {
             if self.places[hole] == EMPTY {
-                return false;
+                return;
             }
             hole = (hole + 1) & self.mask();
         }
@@ -101,7 +101,12 @@ impl HashIndex {
             }
         }
         self.places[hole] = EMPTY;
-        true
+    }
+
+    /// True where there is no index.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.iter().all(|place| *place == EMPTY)
     }
 
     #[inline]

@@ -42,7 +42,7 @@ pub use bindings::{Bindings, NewPool};
 pub use class::{Class, Timers};
 pub use hosts6::Hosts6;
 pub use outside::OutsideAddresses;
-pub use port_tables::PortTable;
+pub use port_tables::{PROTOCOLS, PortTable, row};
 pub use prefix64::Prefix64;
 pub use token::Translation;
 

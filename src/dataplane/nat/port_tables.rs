@@ -13,7 +13,18 @@ use crate::{
 };
 
 /// ICMP, TCP, UDP.
-const PROTOCOLS: usize = 3;
+pub const PROTOCOLS: usize = 3;
+
+/// The place of a protocol that NAT knows.
+#[inline]
+pub fn row(protocol: u8) -> Option<usize> {
+    match protocol {
+        ip4::ICMP => Some(0),
+        ip4::TCP => Some(1),
+        ip4::UDP => Some(2),
+        _ => None,
+    }
+}
 
 /// Places of one address.
 const PLACES: usize = PROTOCOLS << 16;
@@ -103,12 +114,7 @@ impl PortTables {
 
     #[inline]
     fn place(&self, number: u8, protocol: u8, port: u16) -> Option<(usize, usize)> {
-        let row = match protocol {
-            ip4::ICMP => 0,
-            ip4::TCP => 1,
-            ip4::UDP => 2,
-            _ => return None,
-        };
+        let row = row(protocol)?;
         let (array, before) = self.starts[usize::from(number)]?;
         Some((usize::from(array), usize::from(before) * PLACES + (row << 16 | usize::from(port))))
     }

@@ -3,13 +3,8 @@
 //! Path: everything of IPv6 that leaves -> here -> tx | punt (next hop unresolved) | drop.
 //! Reads: l3, offset, length; the destination in the packet's own header. Writes: interface.
 
-use std::net::Ipv6Addr;
-
-use super::prelude::*;
-use crate::{
-    dataplane::{command::PuntCause, forwarding::Lookup, route_cache::Cached},
-    wire::{ethernet, ip6},
-};
+use super::{ip_output::stay, prelude::*};
+use crate::wire::{ethernet, ip6};
 
 node!(Ip6Output, "ip6_output", [Punt, Tx], ip6_output);
 
@@ -17,26 +12,11 @@ fn ip6_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     let packet = &mut context.packets[slot];
     let route = context.routes.lookup6(ip6::address(packet.ip(frames), ip6::DESTINATION));
     if packet.ip_length() > usize::from(route.room) {
-        return stay(context, slot, &route);
+        return stay(context, slot, &route, NodeId::Ip6Output);
     }
     packet.bytes(frames)[..ethernet::HEADER_BYTES].copy_from_slice(&route.header);
     packet.interface = route.interface;
     Verdict::Next(NodeId::Tx)
-}
-
-/// It cannot leave now, at least not as it is.
-#[cold]
-fn stay(context: &mut Context, slot: usize, route: &Cached<Ipv6Addr>) -> Verdict {
-    match route.lookup {
-        Lookup::NoRoute => Verdict::Drop(Reason::NoRoute),
-        Lookup::Unresolved { interface, next_hop } => {
-            let index = context.routes.forwarding().interfaces.get(usize::from(interface)).map_or(0, |i| i.index);
-            let cause = PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() };
-            context.punt(slot, cause, NodeId::Ip6Output)
-        }
-        Lookup::Found { .. } if !route.is_up => Verdict::Drop(Reason::InterfaceDown),
-        Lookup::Found { .. } => Verdict::Drop(Reason::TooBig),
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 //! Path: everything that leaves -> here -> tx | punt (next hop unresolved) | drop.
 //! Reads: destination, offset, length. Writes: interface.
 
+use std::net::IpAddr;
+
 use super::prelude::*;
 use crate::{
-    dataplane::{command::PuntCause, forwarding::Lookup, route_cache::Cached},
+    dataplane::{address::Address, command::PuntCause, forwarding::Lookup, route_cache::Cached},
     wire::ethernet,
 };
 
@@ -16,22 +18,26 @@ fn ip_output(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict
     let route = context.routes.lookup(packet.destination);
     if packet.ip_length() > usize::from(route.room) {
         let route = *route;
-        return stay(context, slot, &route);
+        return stay(context, slot, &route, NodeId::IpOutput);
     }
     packet.bytes(frames)[..ethernet::HEADER_BYTES].copy_from_slice(&route.header);
     packet.interface = route.interface;
     Verdict::Next(NodeId::Tx)
 }
 
-/// It cannot leave now, at least not as it is.
+/// It cannot leave `node` now, at least not as it is.
 #[cold]
-fn stay(context: &mut Context, slot: usize, route: &Cached) -> Verdict {
+pub(super) fn stay<A: Address + Into<IpAddr>>(
+    context: &mut Context,
+    slot: usize,
+    route: &Cached<A>,
+    node: NodeId,
+) -> Verdict {
     match route.lookup {
         Lookup::NoRoute => Verdict::Drop(Reason::NoRoute),
         Lookup::Unresolved { interface, next_hop } => {
             let index = context.routes.forwarding().interfaces.get(usize::from(interface)).map_or(0, |i| i.index);
-            let cause = PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() };
-            context.punt(slot, cause, NodeId::IpOutput)
+            context.punt(slot, PuntCause::NoAdjacency { interface: index, next_hop: next_hop.into() }, node)
         }
         Lookup::Found { .. } if !route.is_up => Verdict::Drop(Reason::InterfaceDown),
         Lookup::Found { .. } => Verdict::Drop(Reason::TooBig),

@@ -59,7 +59,7 @@ pub(super) fn nat64_out2in(context: &mut Context, frames: &mut Frames, slot: usi
     if quote.is_none() && is_nowhere(context, header.source) {
         return Verdict::Drop(Reason::Denied);
     }
-    let mtu = context.mtu_to_host6(binding, host);
+    let mtu = context.mtu_to_host(binding.owner, host.into());
     if mtu != 0 && grown(header) > usize::from(mtu) && header.is_dont_fragment() && !header.is_fragment() {
         let told = mtu.saturating_sub(GROWTH);
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, told);

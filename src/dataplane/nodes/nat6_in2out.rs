@@ -212,7 +212,7 @@ fn nat6_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
             place.apply(packet);
             packet.protocol = protocol;
             if protocol == ip4::TCP {
-                let inside = context.mtu_to_host6(&binding, header.source);
+                let inside = context.mtu_to_host(binding.owner, header.source.into());
                 tcp::clamp_mss(&mut frame[place.l4..place.end], largest_segment64(Mtus { ip4: mtu, ip6: inside }));
             }
         }
@@ -348,7 +348,7 @@ fn icmp_error_from_inside(
         }
         (Destination::Ip4(to), Destination::Ip4(remote)) => {
             let is_hairpin = context.is_ours(to);
-            let mtus = Mtus { ip4: mtu, ip6: context.mtu_to_host6(&binding, header.source) };
+            let mtus = Mtus { ip4: mtu, ip6: context.mtu_to_host(binding.owner, header.source.into()) };
             let error = ErrorToIp4 {
                 outside: binding.outside(),
                 destination: to,

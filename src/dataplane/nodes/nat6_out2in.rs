@@ -86,7 +86,7 @@ fn nat6_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdi
     if header.hop_limit <= 1 {
         return tell(context, slot, icmp6::TIME_EXCEEDED, 0, 0);
     }
-    let mtu = context.mtu_to_host6(&binding, host);
+    let mtu = context.mtu_to_host(binding.owner, host.into());
     if mtu != 0 && header.total_length > usize::from(mtu) {
         return tell(context, slot, icmp6::PACKET_TOO_BIG, 0, mtu);
     }

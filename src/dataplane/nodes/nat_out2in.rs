@@ -113,11 +113,8 @@ fn nat_out2in(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         let inbound = Inbound { header: &header, quote, segment, index, binding: &binding, remote };
         return nat64_out2in(context, frames, slot, &inbound);
     }
-    let mtu = match binding.owner.slot() {
-        // Without a session `exit_down` drops it.
-        Some(_) => context.terms(binding.owner).map_or(0, |terms| terms.mtu),
-        None => context.routes.lookup(binding.inside_address).mtu,
-    };
+    // Without a session `exit_down` drops it.
+    let mtu = context.mtu_to_host(binding.owner, binding.inside_address.into());
     if mtu != 0 && header.total_length > usize::from(mtu) && header.is_dont_fragment() {
         return error(context, slot, icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu);
     }

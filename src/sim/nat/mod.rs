@@ -417,6 +417,19 @@ fn in_order(mut mappings: Vec<StaticMapping>) -> Vec<StaticMapping> {
     mappings
 }
 
+/// Numbers that follow from a seed (xorshift), which must not be zero.
+pub(super) struct Draws(pub(super) u64);
+
+impl Draws {
+    /// The next one, below `below`.
+    pub(super) fn below(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+}
+
 /// The MAC address of a neighbour.
 pub(super) fn mac_of(address: IpAddr) -> ethernet::Mac {
     let last = match address {

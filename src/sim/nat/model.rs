@@ -64,7 +64,7 @@ struct Model {
     held: HashMap<Key, Held>,
     /// When the ports of bindings that are gone were given back, at the earliest.
     resting: HashMap<(u8, Endpoint), Nanos>,
-    random: u64,
+    draws: Draws,
     /// Of the next packet that is fragmented.
     identification: u16,
 }
@@ -91,17 +91,14 @@ impl Model {
             config,
             held: setup.mappings.iter().map(forwarded).collect(),
             resting: HashMap::new(),
-            random: seed | 1,
+            draws: Draws(seed | 1),
             identification: 0,
             nat: Nat::with(setup),
         }
     }
 
     fn draw(&mut self, below: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % below
+        self.draws.below(below)
     }
 
     fn draw_flow(&mut self) -> Flow {

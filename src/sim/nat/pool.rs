@@ -303,13 +303,8 @@ fn what_went_to_an_address_that_is_ours_now_goes_there_no_more() {
 fn addresses_change_at_random_and_every_answer_finds_its_host() {
     let mut nat = Nat::with(Setup { workers: 2, bindings: 4096, ..Setup::default() });
     let pool: Vec<Ipv4Addr> = [FIRST].into_iter().chain((100..110).map(|n| Ipv4Addr::new(192, 0, 2, n))).collect();
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut random = |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    };
+    let mut draws = Draws(0x2545_f491_4f6c_dd1d);
+    let mut random = |below| draws.below(below);
     let mut live: HashMap<Endpoint, (Endpoint, Nanos)> = HashMap::new();
     let mut given = vec![FIRST];
     for _ in 0..3000 {
@@ -371,13 +366,8 @@ fn addresses_and_forwarded_ports_change_together_at_random_and_all_that_there_is
     let servers = [(SERVER, 53), (SERVER, 54), (OTHER_SERVER, 53)];
     for (number, setup) in (1..).zip(setups) {
         let mut nat = Nat::with(setup());
-        let mut state = 0x2545_f491_4f6c_dd1du64 * number;
-        let mut random = |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % below as u64) as usize
-        };
+        let mut draws = Draws(0x2545_f491_4f6c_dd1d * number);
+        let mut random = |below: usize| draws.below(below as u64) as usize;
         let mut live: HashMap<(Endpoint, Endpoint), (Endpoint, Nanos)> = HashMap::new();
         let mut given = vec![FIRST];
         for _ in 0..1000 {

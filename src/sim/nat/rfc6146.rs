@@ -360,13 +360,8 @@ fn random_flows_of_all_three_translations_find_their_hosts_and_leave_nothing_beh
     };
     let mappings = forwarded.map(mapping).to_vec();
     let mut nat = Nat::with(Setup { workers: 2, bindings: 2048, adjust: translate, mappings, ..Setup::default() });
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut draw = |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut draws = Draws(0x9e37_79b9_7f4a_7c15);
+    let mut draw = |below| draws.below(below);
     let mut model: HashMap<Seen, (u64, u16, usize)> =
         forwarded.into_iter().map(|(inside, outside)| (outside, inside)).collect();
     for round in 0..4000 {
