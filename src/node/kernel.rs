@@ -9,11 +9,14 @@
 //! that goes down without a message for each.
 
 mod ethtool;
+mod family;
 mod host;
+mod messages;
 mod mirror;
 mod netlink;
 mod nics;
 mod ports;
+mod routes;
 mod rss;
 #[cfg(test)]
 mod tests;
@@ -42,9 +45,10 @@ pub use ports::{ReservedPorts, release_ports, reserve_ports};
 pub use rss::{read_rss, rss};
 
 use self::{
-    mirror::{Mirror, parse_route},
+    mirror::Mirror,
     netlink::{Changes, Heard, Requests},
     nics::{Nics, Reader},
+    routes::parse_route,
 };
 use crate::{MILLISECOND, Nanos, SECOND, control::KernelEvent, dataplane::forwarding::Interface};
 

@@ -6,7 +6,8 @@ use netlink_packet_route::AddressFamily;
 
 use super::{
     KernelError,
-    mirror::{Link, of_family, parse_local_address},
+    family::Family,
+    messages::{Link, parse_local_address},
     netlink::Requests,
 };
 use crate::dataplane::forwarding::Interface;
@@ -19,13 +20,13 @@ pub fn interface_by_name(name: &str) -> Result<Interface, KernelError> {
 /// Every IPv4 address configured on this host (in this network namespace).
 pub fn local_addresses() -> Result<Vec<Ipv4Addr>, KernelError> {
     let all = Requests::open()?.addresses(AddressFamily::Inet)?;
-    Ok(all.iter().filter_map(parse_local_address).filter_map(of_family).collect())
+    Ok(all.iter().filter_map(parse_local_address).filter_map(Family::of).collect())
 }
 
 /// Every IPv6 address.
 pub fn local_addresses6() -> Result<Vec<Ipv6Addr>, KernelError> {
     let all = Requests::open()?.addresses(AddressFamily::Inet6)?;
-    Ok(all.iter().filter_map(parse_local_address).filter_map(of_family).collect())
+    Ok(all.iter().filter_map(parse_local_address).filter_map(Family::of).collect())
 }
 
 pub(super) fn links(requests: &mut Requests) -> Result<Vec<Link>, KernelError> {

@@ -5,239 +5,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType, RouteVia,
-    },
-};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, address::AddressMessage, neighbour::NeighbourMessage};
 
+use super::{
+    family::Family,
+    messages::{Entry, Link, parse_local_address, parse_neighbour},
+};
 use crate::{
     Nanos, SECOND,
     control::{KernelEvent, LocalAddress},
-    dataplane::{
-        address::Address,
-        forwarding::{Interface, Prefix, Prefix6, Route},
-        route_table::NOWHERE,
-    },
+    dataplane::forwarding::{Interface, Route},
     wire::ethernet::Mac,
 };
 
 /// A resolved neighbour is asked for again this often. AF_XDP traffic does not tell the kernel that an entry is in
 /// use: without this it would go stale, be collected after a minute or so, and never be verified.
 pub(super) const REFRESH: Nanos = 30 * SECOND;
-
-/// A link as the kernel describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
-    /// `None`: not an Ethernet interface.
-    pub(super) mac: Option<Mac>,
-    pub(super) mtu: u16,
-    pub(super) is_up: bool,
-}
-
-impl Link {
-    pub(super) fn parse(message: &LinkMessage) -> Self {
-        let mut link = Self {
-            index: message.header.index,
-            name: String::new(),
-            mac: None,
-            mtu: 0,
-            is_up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
-        };
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::Address(bytes) => link.mac = Mac::try_from(bytes.as_slice()).ok(),
-                LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
-                _ => {}
-            }
-        }
-        link
-    }
-
-    pub(super) fn interface(&self) -> Option<Interface> {
-        Some(Interface { index: self.index, mac: self.mac?, mtu: self.mtu, is_up: self.is_up })
-    }
-}
-
-/// A neighbour entry as a message describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
-    /// Usable. `is_static`: the kernel never verifies it, so it needs no refreshing.
-    Up { mac: Mac, is_static: bool },
-    /// Being resolved.
-    Pending,
-    /// Did not answer.
-    Failed,
-    /// No longer there.
-    Removed,
-}
-
-fn parse_neighbour(message: &NeighbourMessage, is_removed: bool) -> Option<(IpAddr, Entry)> {
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
-        _ => None,
-    })?;
-    if is_removed {
-        return Some((address, Entry::Removed));
-    }
-    // A multicast MAC belongs to a multicast or broadcast address, which is no next hop.
-    let mac = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => {
-            Mac::try_from(bytes.as_slice()).ok().filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6])
-        }
-        _ => None,
-    });
-    let entry = match message.header.state {
-        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => {
-            Entry::Up { mac: mac?, is_static: false }
-        }
-        NeighbourState::Permanent | NeighbourState::Noarp => Entry::Up { mac: mac?, is_static: true },
-        NeighbourState::Incomplete => Entry::Pending,
-        NeighbourState::Failed => Entry::Failed,
-        _ => return None,
-    };
-    Some((address, entry))
-}
-
-/// A family of addresses as netlink has it.
-pub(super) trait Family: Address {
-    const FAMILY: AddressFamily;
-
-    fn of(address: IpAddr) -> Option<Self>;
-
-    fn of_route(address: &RouteAddress) -> Option<Self>;
-
-    fn of_via(via: &RouteVia) -> Option<Self>;
-
-    /// The prefix of the first `length` bits; `None`: there are not that many, or nothing of it leaves its link.
-    fn prefix(self, length: u8) -> Option<Prefix<Self>>;
-}
-
-impl Family for Ipv4Addr {
-    const FAMILY: AddressFamily = AddressFamily::Inet;
-
-    fn of(address: IpAddr) -> Option<Self> {
-        if let IpAddr::V4(address) = address { Some(address) } else { None }
-    }
-
-    fn of_route(address: &RouteAddress) -> Option<Self> {
-        if let RouteAddress::Inet(address) = address { Some(*address) } else { None }
-    }
-
-    fn of_via(via: &RouteVia) -> Option<Self> {
-        if let RouteVia::Inet(address) = via { Some(*address) } else { None }
-    }
-
-    fn prefix(self, length: u8) -> Option<Prefix> {
-        (length <= 32).then(|| Prefix::new(self, length))
-    }
-}
-
-impl Family for Ipv6Addr {
-    const FAMILY: AddressFamily = AddressFamily::Inet6;
-
-    fn of(address: IpAddr) -> Option<Self> {
-        if let IpAddr::V6(address) = address { Some(address) } else { None }
-    }
-
-    fn of_route(address: &RouteAddress) -> Option<Self> {
-        if let RouteAddress::Inet6(address) = address { Some(*address) } else { None }
-    }
-
-    fn of_via(via: &RouteVia) -> Option<Self> {
-        if let RouteVia::Inet6(address) = via { Some(*address) } else { None }
-    }
-
-    fn prefix(self, length: u8) -> Option<Prefix6> {
-        let is_of_one_link = self.is_unicast_link_local() || self.is_multicast();
-        (length <= 128 && !is_of_one_link).then(|| Prefix6::of(self, length))
-    }
-}
-
-/// What `message` says, one [`Route`] for each next hop; none where it is of no use to us: not of the main table, for one type of service, or dead. A route that forbids its destinations (blackhole, unreachable, prohibit) and one
-/// that leaves by a way that is not ours leads [`NOWHERE`]: without it a shorter prefix would take its packets.
-pub(super) fn parse_route<A: Family>(message: &RouteMessage, interfaces: &[Interface]) -> Option<Vec<Route<A>>> {
-    let header = &message.header;
-    let is_forbidding = matches!(header.kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit);
-    if header.address_family != A::FAMILY
-        || !(is_forbidding || header.kind == RouteType::Unicast)
-        || header.tos != 0
-        || header.flags.contains(RouteFlags::Dead)
-        || header.flags.contains(RouteFlags::Cloned)
-    {
-        return None;
-    }
-    let mut table = u32::from(header.table);
-    let (mut destination, mut metric, mut next_hops) = (A::UNSPECIFIED, 0, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(value) => table = *value,
-            RouteAttribute::Destination(address) => destination = A::of_route(address)?,
-            RouteAttribute::Priority(value) => metric = *value,
-            RouteAttribute::MultiPath(hops) => next_hops = Some(hops),
-            _ => {}
-        }
-    }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
-        return None;
-    }
-    let mut ways: Vec<_> = match next_hops {
-        _ if is_forbidding => Vec::new(),
-        None => parse_next_hop(&message.attributes, None, interfaces).into_iter().collect(),
-        Some(hops) => hops
-            .iter()
-            .filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))
-            .filter_map(|hop| parse_next_hop(&hop.attributes, Some(hop.interface_index), interfaces))
-            .collect(),
-    };
-    if ways.is_empty() {
-        ways.push((NOWHERE, None));
-    }
-    let prefix = destination.prefix(header.destination_prefix_length)?;
-    Some(ways.into_iter().map(|(interface, gateway)| Route { prefix, gateway, interface, metric }).collect())
-}
-
-/// Our number of the interface, and the gateway if there is one.
-fn parse_next_hop<A: Family>(
-    attributes: &[RouteAttribute],
-    index: Option<u32>,
-    interfaces: &[Interface],
-) -> Option<(u8, Option<A>)> {
-    let (mut index, mut gateway) = (index, None);
-    for attribute in attributes {
-        match attribute {
-            RouteAttribute::Oif(value) => index = Some(*value),
-            // A gateway of the other family (RFC 8950) or a tunnel is nothing we could send to.
-            RouteAttribute::Gateway(address) => gateway = Some(A::of_route(address)?),
-            RouteAttribute::Via(via) => gateway = Some(A::of_via(via)?),
-            RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => return None,
-            _ => {}
-        }
-    }
-    let number = interfaces.iter().position(|interface| Some(interface.index) == index)?;
-    Some((u8::try_from(number).ok()?, gateway))
-}
-
-/// The address that `message` configures on this host.
-pub(super) fn parse_local_address(message: &AddressMessage) -> Option<IpAddr> {
-    // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is ours wherever it is given.
-    let of = |select: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(select);
-    of(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
-        .or_else(|| of(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))
-}
-
-/// The address where it is of this family.
-pub(super) fn of_family<A: Family>(address: IpAddr) -> Option<A> {
-    A::of(address)
-}
 
 /// A neighbour in the mirror; one that failed is not kept.
 #[derive(Clone, Copy, Debug)]
@@ -434,7 +217,7 @@ impl Mirror {
     }
 
     fn parse_address<A: Family>(&self, message: &AddressMessage) -> Option<LocalAddress<A>> {
-        let address: A = of_family(parse_local_address(message)?)?;
+        let address: A = A::of(parse_local_address(message)?)?;
         let number = self.interfaces.iter().position(|interface| interface.index == message.header.index);
         let network = address.prefix(message.header.prefix_len.min(A::LENGTH))?;
         Some(LocalAddress { interface: number.map(|number| number as u8), address, network })
@@ -473,34 +256,18 @@ impl Mirror {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::{
+        link::{LinkAttribute, LinkFlags, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
+    };
+
     use super::*;
 
-    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
     const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
     const MAC: Mac = [2, 0, 0, 0, 0, 2];
 
     fn interfaces() -> Vec<Interface> {
         [7, 9].map(|index| Interface { index, mac: [2, 0, 0, 0, 1, index as u8], mtu: 1500, is_up: true }).to_vec()
-    }
-
-    fn route(attributes: Vec<RouteAttribute>) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.kind = RouteType::Unicast;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes = attributes;
-        message
-    }
-
-    fn to_gateway(interface: u32) -> Vec<RouteAttribute> {
-        vec![RouteAttribute::Oif(interface), RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY))]
-    }
-
-    fn hop(interface: u32, gateway: Ipv4Addr) -> netlink_packet_route::route::RouteNextHop {
-        let mut hop = netlink_packet_route::route::RouteNextHop::default();
-        hop.interface_index = interface;
-        hop.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
-        hop
     }
 
     fn neighbour(interface: u32, state: NeighbourState, mac: Option<Mac>) -> NeighbourMessage {
@@ -529,74 +296,9 @@ mod tests {
     const GONE: KernelEvent = KernelEvent::NeighbourGone { interface: 1, address: IpAddr::V4(PEER) };
 
     #[test]
-    fn a_gateway_route_keeps_prefix_metric_and_our_interface_number() {
-        let mut message = route(to_gateway(9));
-        message.header.destination_prefix_length = 24;
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 0))));
-        message.attributes.push(RouteAttribute::Priority(42));
-        assert_eq!(
-            parse_route::<Ipv4Addr>(&message, &interfaces()).unwrap(),
-            [Route { prefix: "192.0.2.0/24".parse().unwrap(), gateway: Some(GATEWAY), interface: 1, metric: 42 }]
-        );
-    }
-
-    #[test]
-    fn a_default_route_has_no_destination_attribute() {
-        let parsed = parse_route(&route(to_gateway(7)), &interfaces()).unwrap();
-        assert_eq!(parsed[0].prefix, Prefix::new(Ipv4Addr::UNSPECIFIED, 0));
-    }
-
-    #[test]
-    fn of_several_next_hops_those_that_live_and_are_ours_are_taken() {
-        let mut dead = hop(7, Ipv4Addr::new(10, 0, 0, 1));
-        dead.flags = RouteNextHopFlags::Dead;
-        let hops = vec![hop(3, Ipv4Addr::new(10, 0, 0, 3)), dead, hop(9, GATEWAY), hop(7, PEER)];
-        let parsed = parse_route(&route(vec![RouteAttribute::MultiPath(hops)]), &interfaces()).unwrap();
-        let ways: Vec<_> = parsed.iter().map(|route| (route.interface, route.gateway)).collect();
-        assert_eq!(ways, [(1, Some(GATEWAY)), (0, Some(PEER))]);
-    }
-
-    #[test]
-    fn a_route_that_forbids_or_leaves_by_a_way_that_is_not_ours_leads_nowhere() {
-        let nowhere = |change: fn(&mut RouteMessage)| {
-            let mut message = route(to_gateway(7));
-            change(&mut message);
-            let parsed = parse_route::<Ipv4Addr>(&message, &interfaces()).unwrap();
-            assert_eq!(
-                parsed.iter().map(|route| (route.interface, route.gateway)).collect::<Vec<_>>(),
-                [(NOWHERE, None)]
-            );
-        };
-        nowhere(|m| m.header.kind = RouteType::BlackHole);
-        nowhere(|m| m.header.kind = RouteType::Unreachable);
-        nowhere(|m| m.header.kind = RouteType::Prohibit);
-        nowhere(|m| m.attributes[0] = RouteAttribute::Oif(8));
-        nowhere(|m| m.attributes[1] = RouteAttribute::Via(RouteVia::Inet6(1.into())));
-        nowhere(|m| m.attributes = vec![RouteAttribute::MultiPath(vec![hop(3, PEER), hop(4, PEER)])]);
-    }
-
-    #[test]
-    fn routes_we_cannot_use_are_not_mirrored() {
-        let changed = |change: fn(&mut RouteMessage)| {
-            let mut message = route(to_gateway(7));
-            change(&mut message);
-            parse_route::<Ipv4Addr>(&message, &interfaces())
-        };
-        assert!(changed(|_| {}).is_some(), "the route without the change is one");
-        assert_eq!(changed(|m| m.header.kind = RouteType::Local), None);
-        assert_eq!(changed(|m| m.header.kind = RouteType::Throw), None);
-        assert_eq!(changed(|m| m.header.table = 255), None);
-        assert_eq!(changed(|m| m.attributes.push(RouteAttribute::Table(1000))), None);
-        assert_eq!(changed(|m| m.header.address_family = AddressFamily::Inet6), None);
-        assert_eq!(changed(|m| m.header.flags = RouteFlags::Dead), None);
-        assert_eq!(changed(|m| m.header.tos = 8), None);
-        assert_eq!(changed(|m| m.header.destination_prefix_length = 33), None);
-    }
-
-    #[test]
     fn equal_routes_are_told_once() {
         let mut mirror = Mirror::new(interfaces());
-        let all = parse_route(&route(to_gateway(7)), &interfaces()).unwrap();
+        let all = vec![Route { prefix: "0.0.0.0/0".parse().unwrap(), gateway: Some(PEER), interface: 0, metric: 0 }];
         let mut events = Vec::new();
         mirror.on_routes(all.clone(), &mut events);
         mirror.on_routes(all.clone(), &mut events);
@@ -655,27 +357,6 @@ mod tests {
         let mut mirror = Mirror::new(interfaces());
         assert_eq!(apply(&mut mirror, neighbour(9, NeighbourState::Noarp, Some([1, 0, 0x5e, 0, 0, 1])), false), []);
         assert_eq!(apply(&mut mirror, neighbour(8, NeighbourState::Reachable, Some(MAC)), false), []);
-    }
-
-    #[test]
-    fn routes_of_ipv6_lead_by_routers_of_one_link_and_those_of_one_link_alone_are_left_out() {
-        let of = |destination: Ipv6Addr, length| {
-            let router: Ipv6Addr = "fe80::1".parse().unwrap();
-            let mut message = route(vec![
-                RouteAttribute::Destination(RouteAddress::Inet6(destination)),
-                RouteAttribute::Oif(9),
-                RouteAttribute::Gateway(RouteAddress::Inet6(router)),
-            ]);
-            message.header.address_family = AddressFamily::Inet6;
-            message.header.destination_prefix_length = length;
-            (parse_route::<Ipv6Addr>(&message, &interfaces()), router)
-        };
-        let network: Ipv6Addr = "2001:db8::".parse().unwrap();
-        let (parsed, router) = of(network, 32);
-        let expected = Route { prefix: Prefix6::of(network, 32), gateway: Some(router), interface: 1, metric: 0 };
-        assert_eq!(parsed, Some(vec![expected]));
-        assert_eq!(of("fe80::".parse().unwrap(), 64).0, None);
-        assert_eq!(of("ff00::".parse().unwrap(), 8).0, None);
     }
 
     #[test]
