@@ -81,10 +81,15 @@ impl Requests {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         request.header.table = RouteHeader::RT_TABLE_MAIN;
-        self.dump("list the routes", RouteNetlinkMessage::GetRoute(request), |answer| match answer {
+        let routes = self.dump("list the routes", RouteNetlinkMessage::GetRoute(request), |answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => select(&route),
             _ => None,
-        })
+        });
+        match routes {
+            // A namespace has no main table before its first route.
+            Err(KernelError::Netlink { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            routes => routes,
+        }
     }
 
     /// Makes the kernel resolve `address` as if it had a packet for it: a missing or failed entry is asked for by

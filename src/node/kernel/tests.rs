@@ -165,6 +165,16 @@ fn routes_appear_change_and_vanish_as_in_the_kernel() {
 }
 
 #[test]
+fn a_namespace_that_never_had_a_route_is_mirrored_and_its_first_one_is_told() {
+    let here = Namespace::new();
+    here.ip("link add e0 type veth peer name p0");
+    let mut mirrored = here.mirror(RECEIVE_BUFFER);
+    mirrored.wait_for_routes(&[]);
+    here.ip("link set e0 up\nlink set p0 up\naddr add 10.0.0.1/24 dev e0");
+    mirrored.wait_for_routes(&[route(LINK, None, 0)]);
+}
+
+#[test]
 fn of_a_multipath_route_the_next_hops_on_our_interface_are_used() {
     let (here, _there) = Namespace::pair();
     here.ip(
@@ -215,6 +225,8 @@ fn a_peer_is_resolved_and_a_missing_one_reported() {
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]));
     here.ip("neigh del 10.0.0.2 dev e0");
     assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), None);
+    mirrored.handle.resolve(0, Ipv4Addr::new(10, 0, 0, 2).into());
+    assert_eq!(mirrored.wait_for_neighbour([10, 0, 0, 2]), Some([2, 0, 0, 0, 0, 2]), "forgotten, not gone");
     // No interface has this number; the mirror lives on.
     mirrored.handle.resolve(9, Ipv4Addr::new(10, 0, 0, 2).into());
     here.ip("neigh add 10.0.0.9 lladdr 02:00:00:00:00:19 dev e0");
