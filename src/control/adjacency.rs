@@ -132,6 +132,8 @@ impl Adjacencies {
         if is_news {
             tracing::warn!(next_hop = %address, "does not answer: its destinations go by the others of its route");
             self.is_changed = true;
+            // The kernel may only have been told to forget it (`ip neigh flush`): it is asked at the next look.
+            hop.asked = None;
             self.resumes.extend(waited.into_iter().map(|(worker, ticket, _)| (worker, ticket)));
             return Vec::new();
         }

@@ -156,6 +156,22 @@ fn a_next_hop_that_stops_answering_leaves_its_destinations_to_the_others_until_i
 }
 
 #[test]
+fn a_next_hop_that_the_kernel_forgot_is_asked_for_at_once_and_one_that_is_gone_no_more_often_than_before() {
+    let mut net = two_ways();
+    (0..2).for_each(|number| kernel(&mut net, up(number)));
+    net.run(SECOND);
+    let asked =
+        |net: &mut Net| net.node("in").resolves.iter().filter(|(_, address)| *address == IpAddr::from(HOPS[0])).count();
+    assert_eq!(asked(&mut net), 1, "the next question is due in four seconds");
+    kernel(&mut net, gone(0));
+    net.run(100 * MILLISECOND);
+    assert_eq!(asked(&mut net), 2);
+    kernel(&mut net, gone(0));
+    net.run(4 * SECOND);
+    assert_eq!(asked(&mut net), 2, "it was asked for in vain");
+}
+
+#[test]
 fn a_packet_that_waits_for_a_next_hop_that_never_answers_goes_by_another() {
     let mut net = two_ways();
     net.run(200 * MILLISECOND);
