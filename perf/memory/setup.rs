@@ -16,7 +16,6 @@ use starnet::{
     control::{CallId, Caller, Control, ControlConfig, Effect, RequestId},
     dataplane::{
         command::{Command, Event},
-        conntrack::FanReport,
         exit_policy::ExitPolicy,
         forwarding::Identity,
         nat::NatConfig,
@@ -171,7 +170,7 @@ impl Node {
             }
             Command::SetForwarding(forwarding) => Event::ForwardingRetired(forwarding),
             Command::SwapHistograms(empty) => Event::Histograms(empty),
-            Command::ReadFan { request, .. } => Event::Fan { request, report: FanReport::default() },
+            Command::ReadFan { request, report, .. } => Event::Fan { request, report },
             _ => return,
         };
         self.control.on_event(0, event, now);

@@ -122,21 +122,10 @@ impl TableWorker {
                 }
                 return Some(Event::SlotFreed { slot });
             }
-            Command::SetBinding { index, binding } => {
-                let outside = (binding.outside_address, binding.outside_port);
-                let port = |of: &BindingInit| (of.protocol, of.outside_address, of.outside_port);
-                let is_same_port = |held: &BindingInit| port(held) == port(&binding);
-                let host = match nat_token::host_of(binding.inside_address) {
-                    Some((_, place)) => (*self.hosts6.get(&place).expect("its host comes first")).into(),
-                    None => binding.inside_address.into(),
-                };
-                let owner = self.outside.owner_of(outside).unwrap_or_else(|| self.identity.owner_of(host));
-                assert_eq!(owner, self.number);
-                assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
-                assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
-                let class = Class::first(binding.protocol) as u8;
-                self.published.classes[index as usize].store(class, Relaxed);
-                self.published.bindings[index as usize].reset(tick);
+            Command::SetBinding { index, binding } => self.set_binding(index, binding, now),
+            Command::SetBindingAndResume { index, binding, waiting } => {
+                self.set_binding(index, binding, now);
+                self.resumed.push(waiting);
             }
             Command::FreeBinding { index, idle_since } => {
                 assert!(self.bindings.contains_key(&index), "a binding in use is freed, once");
@@ -172,12 +161,30 @@ impl TableWorker {
             }
             Command::SendProbe { peer, sequence } => self.probes.push((peer, sequence, now)),
             Command::SwapHistograms(empty) => return Some(Event::Histograms(empty)),
-            Command::ReadFan { fan, request, .. } => {
-                let report = self.reports.get(&fan).copied().unwrap_or_default();
+            Command::ReadFan { fan, request, mut report, .. } => {
+                *report = self.reports.get(&fan).copied().unwrap_or_default();
                 return Some(Event::Fan { request, report });
             }
         }
         None
+    }
+
+    fn set_binding(&mut self, index: u32, binding: BindingInit, now: Nanos) {
+        let tick = self.tick.at(now);
+        let outside = (binding.outside_address, binding.outside_port);
+        let port = |of: &BindingInit| (of.protocol, of.outside_address, of.outside_port);
+        let is_same_port = |held: &BindingInit| port(held) == port(&binding);
+        let host = match nat_token::host_of(binding.inside_address) {
+            Some((_, place)) => (*self.hosts6.get(&place).expect("its host comes first")).into(),
+            None => binding.inside_address.into(),
+        };
+        let owner = self.outside.owner_of(outside).unwrap_or_else(|| self.identity.owner_of(host));
+        assert_eq!(owner, self.number);
+        assert!(!self.bindings.values().any(is_same_port), "port {} is taken", binding.outside_port);
+        assert!(self.bindings.insert(index, binding).is_none(), "binding {index} is in use");
+        let class = Class::first(binding.protocol) as u8;
+        self.published.classes[index as usize].store(class, Relaxed);
+        self.published.bindings[index as usize].reset(tick);
     }
 
     /// A packet through a slot.

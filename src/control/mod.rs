@@ -226,7 +226,9 @@ impl Control {
                 tables.spare_histograms = Some(filled);
             }
             Event::Fan { request, report } => match self.fan_requests.remove(&request) {
-                Some(Asker::Operator(request)) => self.effects.push_back(Effect::FanReport { request, report }),
+                Some(Asker::Operator(request)) => {
+                    self.effects.push_back(Effect::FanReport { request, report: *report })
+                }
                 Some(Asker::Watch { ct_index, generation }) => {
                     self.on_path_report(ct_index, generation, &report, now);
                 }
@@ -302,7 +304,10 @@ impl Control {
         let number = self.fan_request_next;
         self.fan_request_next += 1;
         self.fan_requests.insert(number, asker);
-        self.command(ct_index.worker(), Command::ReadFan { slot: ct_index.slot(), fan, request: number });
+        self.command(
+            ct_index.worker(),
+            Command::ReadFan { slot: ct_index.slot(), fan, request: number, report: Box::default() },
+        );
         true
     }
 

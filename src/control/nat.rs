@@ -33,7 +33,10 @@ impl Control {
         now: Nanos,
     ) {
         match self.binding_for(worker, key, remote, tcp_flags, now) {
-            Ok(()) => self.command(worker, Command::Resume { waiting }),
+            Ok(Some((index, binding))) => {
+                self.command(worker, Command::SetBindingAndResume { index, binding, waiting });
+            }
+            Ok(None) => self.command(worker, Command::Resume { waiting }),
             Err(reason) => {
                 self.counters.bindings_refused += 1;
                 self.refuse_packet(worker, waiting, reason);
@@ -41,7 +44,7 @@ impl Control {
         }
     }
 
-    /// Makes the binding, or finds that another packet of the flow had it made already.
+    /// Makes the binding, or finds that another packet of the flow had it made already: then `None`.
     fn binding_for(
         &mut self,
         worker: usize,
@@ -49,13 +52,13 @@ impl Control {
         remote: Endpoint,
         tcp_flags: u8,
         now: Nanos,
-    ) -> Result<(), Reason> {
+    ) -> Result<Option<(u32, BindingInit)>, Reason> {
         let held = self.may_bind(worker, &key, remote)?;
         let is_draining = key.owner == Owner::INSIDE && self.is_draining();
         let is_there = |key| self.workers[worker].find(key).is_some();
         // A static mapping serves all remote ends, also where other bindings do not.
         if is_there(&key) || key.remote.is_some() && is_there(&key.for_all()) {
-            return Ok(());
+            return Ok(None);
         }
         if key.protocol == ip4::TCP && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) != tcp::SYN {
             return Err(Reason::NotSyn);
@@ -67,11 +70,11 @@ impl Control {
             return Err(Reason::TableFull);
         }
         let mapping = key.remote.map_or(Mapping::EndpointIndependent, Mapping::EndpointDependent);
-        let index = self.bind(worker, key, mapping, remote, now)?;
+        let (index, binding) = self.make_binding(worker, key, mapping, remote, now)?;
         if let Some(exit) = self.exit_of(worker, key.owner) {
             exit.bindings.insert(index);
         }
-        Ok(())
+        Ok(Some((index, binding)))
     }
 
     /// How many bindings the owner has, where it may have bindings at all and send to `remote`.
@@ -105,8 +108,7 @@ impl Control {
         }
     }
 
-    /// Takes a place and a port, by which answers of `remote` come to the worker if it can be, and writes the binding to
-    /// it. All or nothing.
+    /// Makes a binding and writes it to its worker.
     pub(super) fn bind(
         &mut self,
         worker: usize,
@@ -115,6 +117,21 @@ impl Control {
         remote: Endpoint,
         now: Nanos,
     ) -> Result<u32, Reason> {
+        let (index, binding) = self.make_binding(worker, key, mapping, remote, now)?;
+        self.command(worker, Command::SetBinding { index, binding });
+        Ok(index)
+    }
+
+    /// Takes a place and a port, by which answers of `remote` come to the worker if it can be. All or nothing. The binding
+    /// is still to be written to the worker.
+    fn make_binding(
+        &mut self,
+        worker: usize,
+        key: BindingKey,
+        mapping: Mapping,
+        remote: Endpoint,
+        now: Nanos,
+    ) -> Result<(u32, BindingInit), Reason> {
         let tables = &mut self.workers[worker];
         if tables.is_busy() {
             return Err(Reason::Refused);
@@ -155,9 +172,8 @@ impl Control {
         };
         self.counters.bindings_made += 1;
         self.hold_host_of(worker, &key);
-        self.command(worker, Command::SetBinding { index, binding });
         self.watch_new_binding(worker, index, Class::first(key.protocol));
-        Ok(index)
+        Ok((index, binding))
     }
 
     /// The worker has freed a binding: its place and its port may serve another.

@@ -13,7 +13,7 @@ use super::{
     conntrack::NO_BINDING,
     graph::{NODES, Node},
     handoff,
-    nat::Translation,
+    nat::{Owner, Translation},
     published::NODES_MAX,
     testing::*,
     testing6::*,
@@ -143,8 +143,7 @@ fn no_way_through_the_graph_allocates_or_frees() {
     // A new flow at the exit: it waits, is bound, goes on; its answer; what it is refused with.
     worker.expect(&[Relayed::up(3, 1, question(1000)).frame()], 0);
     let Event::Punt { waiting, .. } = worker.event() else { panic!("not asked about") };
-    worker.bench.bind(ip4::UDP, 1000, 41_000, None);
-    worker.bench.commands.push(Command::Resume { waiting }).unwrap();
+    worker.bench.bind_and_resume(Owner::session(3), (1000, 41_000), waiting);
     worker.expect(&[], 1);
     worker.expect(&[0, 1].map(|path| Relayed { path, ..Relayed::up(3, 2, question(1000)) }.frame()), 1);
     let answer = udp_packet((SERVER, 53), (US, 41_000), b"answer");
@@ -257,7 +256,7 @@ fn commands_neither_allocate_nor_free() {
     assert!(matches!(worker.event(), Event::ForwardingRetired(_)), "the old routes are freed by the control core");
     worker.tell(Command::SwapHistograms(Box::<Histograms>::default()));
     assert!(matches!(worker.event(), Event::Histograms(_)));
-    worker.tell(Command::ReadFan { slot: 3, fan: 1, request: 1 });
+    worker.tell(Command::ReadFan { slot: 3, fan: 1, request: 1, report: Box::default() });
     assert!(matches!(worker.event(), Event::Fan { .. }));
     worker.bench.now += SECOND;
     worker.tell(Command::SetFanLink { fan: 1, path: 1, link: None });

@@ -29,6 +29,8 @@ pub enum Command {
     FreeSlot { slot: u32, generation: u16, idle_since: Option<u32> },
     /// Writes a binding and makes it findable by inside key and by outside port.
     SetBinding { index: u32, binding: BindingInit },
+    /// The same, and then what [`Command::Resume`] does: one command for each new flow.
+    SetBindingAndResume { index: u32, binding: BindingInit, waiting: u32 },
     /// Writes the inside host of IPv6 at `place`, before its first binding, or takes it out after its last one.
     SetHost6 { place: u32, address: Option<Ipv6Addr> },
     /// Frees a binding, with `idle_since` only where its stamp is still that one.
@@ -47,8 +49,8 @@ pub enum Command {
     SendProbe { peer: u16, sequence: u64 },
     /// Exchanges the histograms: the worker goes on with these, the filled ones come as [`Event::Histograms`].
     SwapHistograms(Box<Histograms>),
-    /// Reads the merging state of the fan of the session in `slot`; answered by [`Event::Fan`].
-    ReadFan { slot: u32, fan: u32, request: u64 },
+    /// Reads the merging state of the fan of the session in `slot` into `report`; answered by [`Event::Fan`].
+    ReadFan { slot: u32, fan: u32, request: u64, report: Box<FanReport> },
 }
 
 /// From a worker to the control core.
@@ -76,8 +78,10 @@ pub enum Event {
     /// The histograms since the last exchange.
     Histograms(Box<Histograms>),
     /// The answer to [`Command::ReadFan`].
-    Fan { request: u64, report: FanReport },
+    Fan { request: u64, report: Box<FanReport> },
 }
+
+const _: () = assert!(size_of::<Command>() <= 72 && size_of::<Event>() <= 48, "each new flow moves one of both");
 
 /// Why a packet waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

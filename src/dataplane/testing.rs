@@ -345,17 +345,28 @@ impl Bench {
 
     /// The same on behalf of `owner`.
     pub(crate) fn bind_for(&mut self, owner: Owner, protocol: u8, inside: u16, outside: u16, remote: Option<Endpoint>) {
-        let binding = BindingInit {
-            owner,
-            protocol,
-            inside_address: INSIDE,
-            inside_port: inside,
-            outside_address: US,
-            outside_port: outside,
-            mapping: remote.map_or(Mapping::EndpointIndependent, Mapping::Flow),
-            filtering: Filtering::EndpointIndependent,
-        };
+        let mapping = remote.map_or(Mapping::EndpointIndependent, Mapping::Flow);
+        let binding = BindingInit { mapping, ..binding(owner, protocol, inside, outside) };
         self.tell(Command::SetBinding { index: 4, binding });
+    }
+
+    /// The packet waiting under this ticket is the first one of INSIDE:`inside`, which is US:`outside` to servers.
+    pub(crate) fn bind_and_resume(&mut self, owner: Owner, (inside, outside): (u16, u16), waiting: u32) {
+        let binding = binding(owner, ip4::UDP, inside, outside);
+        self.commands.push(Command::SetBindingAndResume { index: 4, binding, waiting }).unwrap();
+    }
+}
+
+fn binding(owner: Owner, protocol: u8, inside: u16, outside: u16) -> BindingInit {
+    BindingInit {
+        owner,
+        protocol,
+        inside_address: INSIDE,
+        inside_port: inside,
+        outside_address: US,
+        outside_port: outside,
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::EndpointIndependent,
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{
 
 use super::{
     command::{Command, Event, PuntCause},
-    conntrack::{Role, Slot, SourcePorts},
+    conntrack::{FanReport, Role, Slot, SourcePorts},
     context::Context,
     driver::{Driver, Received, Transmit},
     express::Express,
@@ -20,7 +20,10 @@ use super::{
     graph::{NODE_COUNT, NODES, NodeId},
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
-    nat::{Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns, token},
+    nat::{
+        BindingInit, Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns,
+        token,
+    },
     nodes::{icmp_error, icmp6_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
@@ -283,14 +286,10 @@ impl<D: Driver> Worker<D> {
                 self.set_slot(slot, Slot { generation, role, fan, up, down });
             }
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
-            Command::SetBinding { index, binding } => {
-                self.context.established.flows.binding_changed(index, self.context.tick);
-                if self.context.bindings.insert(index, &binding) {
-                    let class = self.context.bindings.get(index).map_or(0, |binding| binding.class() as u8);
-                    self.context.published.classes[index as usize].store(class, Relaxed);
-                    self.context.published.bindings[index as usize].reset(self.context.tick);
-                }
-                self.show_used();
+            Command::SetBinding { index, binding } => self.set_binding(index, &binding),
+            Command::SetBindingAndResume { index, binding, waiting } => {
+                self.set_binding(index, &binding);
+                self.resume(waiting);
             }
             Command::SetHost6 { place, address } => self.context.hosts6.set(place, address),
             Command::FreeBinding { index, idle_since } => {
@@ -303,15 +302,7 @@ impl<D: Driver> Worker<D> {
                 self.show_used();
                 self.tell(if is_kept { Event::BindingKept { index } } else { Event::BindingFreed { index } });
             }
-            Command::Resume { waiting } => {
-                if let Some((packet, node)) = self.context.waiting.take(waiting) {
-                    if node == NodeId::NatIn2out {
-                        let waited = self.context.now.saturating_sub(packet.received);
-                        self.histograms.first_packet.saturating_record(waited);
-                    }
-                    self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
-                }
-            }
+            Command::Resume { waiting } => self.resume(waiting),
             Command::Refuse { waiting, reason } => {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
                     match reason {
@@ -337,7 +328,7 @@ impl<D: Driver> Worker<D> {
                 let filled = std::mem::replace(&mut self.histograms, empty);
                 self.tell(Event::Histograms(filled));
             }
-            Command::ReadFan { slot, fan, request } => {
+            Command::ReadFan { slot, fan, request, mut report } => {
                 let client = self
                     .context
                     .slots
@@ -345,9 +336,9 @@ impl<D: Driver> Worker<D> {
                     .filter(|slot| slot.role == Role::Entry && slot.fan == fan)
                     .map(|slot| (slot.up.address, slot.up.port));
                 if let Some(fan) = self.context.fans.get(fan as usize) {
-                    let report = super::conntrack::FanReport { client, ..fan.report() };
-                    self.tell(Event::Fan { request, report });
+                    *report = FanReport { client, ..fan.report() };
                 }
+                self.tell(Event::Fan { request, report });
             }
         }
     }
@@ -382,6 +373,26 @@ impl<D: Driver> Worker<D> {
             *place = Slot { generation, ..Slot::FREE };
         }
         self.tell(Event::SlotFreed { slot });
+    }
+
+    fn set_binding(&mut self, index: u32, binding: &BindingInit) {
+        self.context.established.flows.binding_changed(index, self.context.tick);
+        if self.context.bindings.insert(index, binding) {
+            let class = self.context.bindings.get(index).map_or(0, |binding| binding.class() as u8);
+            self.context.published.classes[index as usize].store(class, Relaxed);
+            self.context.published.bindings[index as usize].reset(self.context.tick);
+        }
+        self.show_used();
+    }
+
+    fn resume(&mut self, waiting: u32) {
+        if let Some((packet, node)) = self.context.waiting.take(waiting) {
+            if node == NodeId::NatIn2out {
+                let waited = self.context.now.saturating_sub(packet.received);
+                self.histograms.first_packet.saturating_record(waited);
+            }
+            self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
+        }
     }
 
     fn send_probe(&mut self, peer: u16, sequence: u64) {

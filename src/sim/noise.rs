@@ -162,8 +162,12 @@ impl Node {
                 mapping: Mapping::EndpointIndependent,
                 filtering: Filtering::EndpointIndependent,
             };
-            self.command(worker, Command::SetBinding { index: self.next_binding, binding });
+            let index = self.next_binding;
             self.next_binding += 1;
+            if is_resumed {
+                return self.command(worker, Command::SetBindingAndResume { index, binding, waiting });
+            }
+            self.command(worker, Command::SetBinding { index, binding });
         }
         let resume = Command::Resume { waiting };
         self.command(worker, if is_resumed { resume } else { Command::Refuse { waiting, reason: Reason::Refused } });

@@ -64,7 +64,7 @@ mod tests {
         for (path, sequence) in [(0, 1), (1, 1), (1, 2), (0, 3)] {
             bench.run(&[Relayed { path, ..Relayed::down(2, sequence, vec![]) }.frame()]);
         }
-        bench.tell(Command::ReadFan { slot: 2, fan: 0, request: 77 });
+        bench.tell(Command::ReadFan { slot: 2, fan: 0, request: 77, report: Box::default() });
         let Ok(Event::Fan { request: 77, report }) = bench.events.pop() else { panic!("no report") };
         assert_eq!((report.lowest, report.highest), (1, 3));
         assert_eq!(report.paths[..2].iter().map(|p| (p.received, p.first)).collect::<Vec<_>>(), [(2, 2), (2, 1)]);

@@ -140,8 +140,7 @@ mod tests {
             panic!("nothing punted")
         };
         assert_eq!((key.owner, key.address, key.port), (Owner::INSIDE, INSIDE, 1000));
-        bind(&mut bench, 0, (INSIDE, 1000), 41_000);
-        bench.commands.push(Command::Resume { waiting }).unwrap();
+        bench.bind_and_resume(Owner::INSIDE, (1000, 41_000), waiting);
         bench.worker.sweep(bench.now);
         let out = bench.worker.driver().take();
         let expected = with_ttl(udp_packet((US, 41_000), (SERVER, 53), b"question"), 63);

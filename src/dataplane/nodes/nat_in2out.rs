@@ -306,8 +306,7 @@ mod tests {
         let key = BindingKey { owner, protocol: ip4::UDP, address: INSIDE, port: 1000, remote: None };
         let Ok(Event::Punt { waiting, cause }) = bench.events.pop() else { panic!("nothing punted") };
         assert_eq!(cause, PuntCause::NoBinding { key, remote: (SERVER, 53), tcp_flags: 0 });
-        bench.bind(ip4::UDP, 1000, 41_000, None);
-        bench.commands.push(Command::Resume { waiting }).unwrap();
+        bench.bind_and_resume(owner, (1000, 41_000), waiting);
         let out = bench.sweep();
         assert_eq!(out.len(), 1);
         assert!(has_valid_checksums(&out[0][14..]));
