@@ -62,6 +62,12 @@ pub const COMMANDS_A_SWEEP: usize = 64;
 /// Neighbour nodes a node probes.
 pub const PEERS_MAX: usize = 256;
 
+/// Keys of hops to other nodes that are in use at a time ([`NodeKeys`](crate::dataplane::node_keys::NodeKeys)).
+pub const NODE_KEYS_MAX: usize = PEERS_MAX * NODE_KEYS_OF_ONE_MAX;
+
+/// Of these, keys of hops to one node: two, and others for a while after a node was started anew.
+pub const NODE_KEYS_OF_ONE_MAX: usize = 4;
+
 /// Addresses of a gateway that servers see.
 pub const OUTSIDE_ADDRESSES_MAX: usize = 64;
 

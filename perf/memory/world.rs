@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 use starnet::{
     dataplane::{
         command::{Command, Event},
-        conntrack::{CtIndex, FanInit, Link, Role, SourcePorts},
+        conntrack::{CtIndex, FanInit, Link, NodeKey, Role, SourcePorts},
         forwarding::{Adjacency, Forwarding, Identity, Interface, Prefix, Route},
         gateway::{Gateway, OutsideAddress, Realm},
         handoff::Handoff,
@@ -15,7 +15,11 @@ use starnet::{
         worker::{Rings, Worker, WorkerConfig},
     },
     limits::{COMMAND_RING, EVENT_RING},
-    wire::{OVERLAY_BYTES, checksum, ethernet, ip4, relay, udp, write},
+    wire::{
+        OVERLAY_BYTES, checksum, ethernet, ip4,
+        relay::{self, HopKey},
+        udp, write,
+    },
 };
 
 use crate::{
@@ -113,6 +117,9 @@ impl World {
             order,
         };
         world.tell(Command::SetForwarding(Box::new(forwarding(!case.path.has_sessions()))));
+        for number in (0..2 * NEIGHBOURS as u16).map(NodeKey) {
+            world.tell(Command::SetNodeKey { number, key: node_key(number) });
+        }
         for session in 0..slots {
             world.set_up(session);
         }
@@ -152,12 +159,14 @@ impl World {
                 self.tell(Command::SetFanLink { fan: session, path, link: Some((link, SourcePorts::default())) });
             }
         }
+        let slot = session;
+        let (generation, client_key) = (generation(session), client_key(session));
         let up = match role {
             Role::Entry => Link { address: CLIENT, port: 5555, ..up(session, 0) },
             _ => up(session, 0),
         };
         let (fan, down) = (if role == Role::Relay { 0 } else { session }, down(session, 0));
-        self.tell(Command::SetSlot { slot: session, generation: generation(session), role, fan, up, down });
+        self.tell(Command::SetSlot { slot, generation, role, fan, up, down, client_key });
     }
 
     fn binding(&self, flow: u32) -> BindingInit {
@@ -277,7 +286,10 @@ fn relayed(bytes: &mut [u8], ct_index: CtIndex, path: u8, sequence: u64, client:
         ct_index: ct_index.0,
         sequence,
     };
-    relay::emit(&mut bytes[RELAY_AT..], &header, &link.key);
+    match client {
+        Some(_) => relay::emit(&mut bytes[RELAY_AT..], &header, &client_key(session)),
+        None => relay::emit_between_nodes(&mut bytes[RELAY_AT..], &header, &node_key(link.key)),
+    }
     datagram(&mut bytes[ethernet::HEADER_BYTES..], (from, port), (US, DATA_PORT));
     if client.is_some() {
         // A client's kernel makes a real checksum, and the entry checks it.
@@ -297,6 +309,7 @@ pub(crate) fn relay_slot(session: u32) -> Command {
         fan: 0,
         up: up(session, 0),
         down: down(session, 0),
+        client_key: client_key(session),
     }
 }
 
@@ -334,21 +347,35 @@ pub(crate) fn generation(session: u32) -> u16 {
 }
 
 fn up(session: u32, path: u8) -> Link {
-    link(session * 16 + u32::from(path), Ipv4Addr::from_bits(0xc000_0300 | ((session + u32::from(path)) % NEIGHBOURS)))
+    let neighbour = (session + u32::from(path)) % NEIGHBOURS;
+    link(session * 16 + u32::from(path), Ipv4Addr::from_bits(0xc000_0300 | neighbour), NodeKey(neighbour as u16))
 }
 
 fn down(session: u32, path: u8) -> Link {
     let hop = session * 16 + 8 + u32::from(path);
-    link(hop, Ipv4Addr::from_bits(0xc000_0400 | ((session / 3 + u32::from(path)) % NEIGHBOURS)))
+    let neighbour = (session / 3 + u32::from(path)) % NEIGHBOURS;
+    link(hop, Ipv4Addr::from_bits(0xc000_0400 | neighbour), NodeKey((NEIGHBOURS + neighbour) as u16))
 }
 
-/// The key of a hop follows from its number, so that making packets reads no table.
-fn link(hop: u32, address: Ipv4Addr) -> Link {
+fn link(hop: u32, address: Ipv4Addr, key: NodeKey) -> Link {
+    Link { address, port: DATA_PORT, generation: hop as u16, ct_index: CtIndex(hop & 0xff_ffff), key }
+}
+
+fn node_key(number: NodeKey) -> HopKey {
+    key(u64::from(number.0))
+}
+
+fn client_key(session: u32) -> HopKey {
+    key(1 << 32 | u64::from(session))
+}
+
+/// Follows from a number, so that making packets reads no table.
+fn key(number: u64) -> HopKey {
     let mut key = [0; 16];
-    let word = (u64::from(hop) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let word = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     key[..8].copy_from_slice(&word.to_ne_bytes());
     key[8..].copy_from_slice(&(word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_ne_bytes());
-    Link { address, port: DATA_PORT, generation: hop as u16, ct_index: CtIndex(hop & 0xff_ffff), key }
+    key
 }
 
 fn server(flow: u32) -> Endpoint {

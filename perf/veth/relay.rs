@@ -177,7 +177,7 @@ impl Neighbourhood {
                 ct_index: session.downstream.ct_index.0,
                 sequence: u64::from(number / self.sessions) + 1,
             };
-            relay::emit(&mut frame[RELAY_AT..], &header, &session.key);
+            relay::emit_between_nodes(&mut frame[RELAY_AT..], &header, &session.key);
         }
         Ok(frames)
     }

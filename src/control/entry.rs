@@ -254,14 +254,14 @@ impl Control {
         let (fan, mtu) = (entry.fan, entry.open.mtu.min(INNER_MTU_MAX));
         let init = terms(session.kind, None, mtu);
         // The client's port becomes known by its first authentic keep-alive.
-        let up = Link { address: entry.source, key: entry.key, ..Link::NONE };
+        let (up, client_key) = (Link { address: entry.source, ..Link::NONE }, entry.key);
         let worker = ct_index.worker();
         self.command(worker, Command::InitFan { fan, init });
         for (path, link) in links {
             self.command(worker, Command::SetFanLink { fan, path, link: Some(link) });
         }
-        let slot = ct_index.slot();
-        self.command(worker, Command::SetSlot { slot, generation, role: Role::Entry, fan, up, down: Link::NONE });
+        let (slot, role, down) = (ct_index.slot(), Role::Entry, Link::NONE);
+        self.command(worker, Command::SetSlot { slot, generation, role, fan, up, down, client_key });
         self.counters.opened += 1;
         tracing::debug!(slot = ct_index.0, "session opened");
         self.respond_opened(ct_index, generation, &waiters);

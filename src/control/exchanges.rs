@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     MILLISECOND, Nanos, SECOND,
-    dataplane::conntrack::CtIndex,
+    dataplane::conntrack::{CtIndex, NodeKey},
     limits::HOPS_MAX,
     rpc::messages::{Failure, FailureReason, Request, Response, SetUp, Setup, Teardown},
 };
@@ -197,16 +197,22 @@ impl Control {
             Response::SetUp(answer)
                 if answer.downstream.data == exchange.to.data && self.is_source_port(answer.downstream.source_port) =>
             {
-                Ok(self.downstream(exchange, &answer))
+                let to = exchange.to.name.clone();
+                match self.learnt_node_key(&to, answer.key, now) {
+                    Ok(key) => Ok(self.downstream(number, &answer, key)),
+                    // Of a node that tells of ever other keys.
+                    Err(_) => Err(Failure { hop: to, reason: FailureReason::BadRequest }),
+                }
             }
             Response::Failed(failure) => Err(failure),
             // An answer of another kind, or one that points at a third party.
             _ => Err(Failure { hop: exchange.to.name.clone(), reason: FailureReason::BadRequest }),
         };
+        let attempt = self.exchanges.open[&number].attempt;
         match &result {
             Ok(_) => drop(self.exchanges.remove(number)),
             // The other attempt may yet succeed over there.
-            Err(failure) if exchange.attempt > 0 || failure.reason == FailureReason::BadRequest => {
+            Err(failure) if attempt > 0 || failure.reason == FailureReason::BadRequest => {
                 self.abandon(number, now);
             }
             Err(_) => drop(self.exchanges.remove(number)),
@@ -215,7 +221,8 @@ impl Control {
     }
 
     /// What an answer says of the hop.
-    fn downstream(&self, exchange: &Exchange, answer: &SetUp) -> Downstream {
+    fn downstream(&self, number: u64, answer: &SetUp, key: NodeKey) -> Downstream {
+        let exchange = &self.exchanges.open[&number];
         let to = &exchange.to;
         let theirs = match &exchange.request {
             Request::Setup(setup) => setup.upstream.source_port,
@@ -223,7 +230,7 @@ impl Control {
         };
         Downstream {
             next: Hop { boot_epoch: answer.boot_epoch, ..to.clone() },
-            link: link(answer.downstream, answer.key),
+            link: link(answer.downstream, key),
             ports: source_ports(self.data_address(), answer.downstream.source_port, to.data, theirs),
             exit_address: answer.exit_address,
             exit_address6: answer.exit_address6,

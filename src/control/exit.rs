@@ -11,12 +11,12 @@ use crate::{
     Nanos,
     dataplane::{
         command::Command,
-        conntrack::{CtIndex, Link, Role},
+        conntrack::{CtIndex, Link, NodeKey, Role},
         nat::{BindingKey, Mapping, Owner},
         reason::Reason,
     },
     rpc::messages::{FailureReason, SessionKind, SetUp, Setup},
-    wire::{ip4, relay::HopKey},
+    wire::ip4,
 };
 
 /// No mail through a relay: the workers drop it in tunnels, a flow is refused at once.
@@ -30,16 +30,17 @@ impl Control {
         setup: &Setup,
         now: Nanos,
     ) -> Result<SetUp, FailureReason> {
+        let key = self.own_node_key(&upstream.name, now)?;
         let name = Name { entry: setup.entry.clone(), session: setup.session, path: None };
         let ct_index = match self.names.get(&name).copied() {
             Some(ct_index) => ct_index,
             None => {
                 let ct_index = self.exit_session(&name, client.clone(), setup.kind, now)?;
                 // The link goes to the worker before the slot, but the checks below are the same for every path.
-                return self.exit_path(ct_index, upstream, &client, setup, Some(setup.mtu.min(INNER_MTU_MAX)));
+                return self.exit_path(ct_index, upstream, &client, setup, key, Some(setup.mtu.min(INNER_MTU_MAX)));
             }
         };
-        self.exit_path(ct_index, upstream, &client, setup, None)
+        self.exit_path(ct_index, upstream, &client, setup, key, None)
     }
 
     /// Takes what a new session needs, all or nothing.
@@ -101,9 +102,9 @@ impl Control {
         upstream: Hop,
         client: &str,
         setup: &Setup,
+        key: NodeKey,
         new_mtu: Option<u16>,
     ) -> Result<SetUp, FailureReason> {
-        let fresh = self.random.key();
         let (own, data) = (self.data_address(), setup.upstream.data);
         let fresh_port = self.node_port(data, ct_index.worker());
         let Some(session) = self.session(ct_index) else { return Err(FailureReason::Busy) };
@@ -125,8 +126,8 @@ impl Control {
         let (key, up_port) = match known {
             Some(path) => (path.key, path.up_port),
             None => {
-                *place = Some(ExitPath { upstream, up: setup.upstream, up_port: fresh_port, key: fresh });
-                let link = link(setup.upstream, fresh);
+                *place = Some(ExitPath { upstream, up: setup.upstream, up_port: fresh_port, key });
+                let link = link(setup.upstream, key);
                 let ports = source_ports(own, setup.upstream.source_port, data, fresh_port);
                 let worker = ct_index.worker();
                 if let Some(mtu) = new_mtu {
@@ -135,19 +136,20 @@ impl Control {
                 }
                 self.command(worker, Command::SetFanLink { fan, path: setup.path, link: Some((link, ports)) });
                 if new_mtu.is_some() {
-                    let (slot, up, down) = (ct_index.slot(), Link::NONE, Link::NONE);
-                    self.command(worker, Command::SetSlot { slot, generation, role: Role::Exit, fan, up, down });
+                    let (slot, role, client_key) = (ct_index.slot(), Role::Exit, Default::default());
+                    let (up, down) = (Link::NONE, Link::NONE);
+                    self.command(worker, Command::SetSlot { slot, generation, role, fan, up, down, client_key });
                 }
-                (fresh, fresh_port)
+                (key, fresh_port)
             }
         };
         Ok(self.exit_answer(ct_index, generation, key, up_port))
     }
 
-    fn exit_answer(&self, ct_index: CtIndex, generation: u16, key: HopKey, up_port: u16) -> SetUp {
+    fn exit_answer(&self, ct_index: CtIndex, generation: u16, key: NodeKey, up_port: u16) -> SetUp {
         SetUp {
             downstream: self.link_end(ct_index, generation, up_port),
-            key,
+            key: self.node_key(key),
             exit_address: self.config.identity.address,
             exit_address6: self.config.nat.addresses6.first().map(|outside| outside.address),
             boot_epoch: self.config.boot_epoch,

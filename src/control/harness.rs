@@ -26,6 +26,7 @@ use crate::{
         messages::{Neighbour, Neighbours, NodeName, Open, Opened, Request, Response, Roles, SessionId, SessionKind},
         token::{self, Claims, SigningKey},
     },
+    wire::relay::HopKey,
 };
 
 /// The wall clock when the virtual one is at zero.
@@ -43,6 +44,10 @@ pub(crate) struct TableWorker {
     pub(crate) published: Arc<Published>,
     /// By slot: generation, role, fan, up, down.
     pub(crate) slots: BTreeMap<u32, (u16, Role, u32, Link, Link)>,
+    /// Keys of entries' clients, by slot.
+    client_keys: BTreeMap<u32, HopKey>,
+    /// By number.
+    pub(crate) node_keys: BTreeMap<u16, HopKey>,
     generations: HashMap<u32, u16>,
     pub(crate) fans: BTreeMap<u32, (FanInit, [Option<Link>; PATHS_MAX])>,
     pub(crate) bindings: BTreeMap<u32, BindingInit>,
@@ -64,6 +69,8 @@ impl TableWorker {
             outside: config.nat.outside(config.identity.workers),
             published: Arc::new(Published::new(config.slots as usize, config.bindings as usize)),
             slots: BTreeMap::new(),
+            client_keys: BTreeMap::new(),
+            node_keys: BTreeMap::new(),
             generations: HashMap::new(),
             fans: BTreeMap::new(),
             bindings: BTreeMap::new(),
@@ -91,7 +98,8 @@ impl TableWorker {
                     None => assert!(link.is_none(), "link of fan {fan} before its start"),
                 }
             }
-            Command::SetSlot { slot, generation, role, fan, up, down } => {
+            Command::SetNodeKey { number, key } => drop(self.node_keys.insert(number.0, key)),
+            Command::SetSlot { slot, generation, role, fan, up, down, client_key } => {
                 match self.slots.get(&slot) {
                     Some(held) => assert_eq!(held.0, generation, "slot {slot} is in use"),
                     None => assert_ne!(self.generations.insert(slot, generation), Some(generation), "reused as it was"),
@@ -107,6 +115,7 @@ impl TableWorker {
                     assert!(links.iter().any(Option::is_some), "the links come before the slot");
                 }
                 self.slots.insert(slot, (generation, role, fan, up, down));
+                self.client_keys.insert(slot, client_key);
                 self.published.slots[slot as usize].reset(tick);
             }
             Command::FreeSlot { slot, generation, idle_since } => {
@@ -403,7 +412,7 @@ impl Net {
         let node = self.node(name);
         let mut config = node.config.clone();
         config.boot_epoch += 1;
-        config.seed[31] ^= config.boot_epoch as u8;
+        config.seed[24..].copy_from_slice(&config.boot_epoch.to_le_bytes());
         *node = Node::new(config, now);
     }
 
@@ -452,7 +461,11 @@ impl Net {
             assert_eq!(generation, end.generation);
             way.push((node.config.name.clone(), end.ct_index));
             let up = if role == Role::Exit { worker.fans[&fan].1[path].expect("a link for the path") } else { up };
-            assert_eq!(up.key, key, "both ends of the hop share the key");
+            let own_key = match role {
+                Role::Entry => worker.client_keys[&end.ct_index.slot()],
+                _ => worker.node_keys[&up.key.0],
+            };
+            assert_eq!(own_key, key, "both ends of the hop share the key");
             if let Some((data, ct_index, generation)) = upstream {
                 assert_eq!((up.address, up.port), (*data.ip(), data.port()));
                 assert_eq!((up.ct_index, up.generation), (ct_index, generation));
@@ -464,7 +477,7 @@ impl Net {
             };
             upstream = Some((end.data, end.ct_index, generation));
             end.data = SocketAddrV4::new(down.address, down.port);
-            (end.ct_index, end.generation, key) = (down.ct_index, down.generation, down.key);
+            (end.ct_index, end.generation, key) = (down.ct_index, down.generation, worker.node_keys[&down.key.0]);
         }
     }
 

@@ -25,6 +25,7 @@ pub mod interface;
 mod known_tokens;
 mod nat;
 mod nat_ageing;
+mod node_keys;
 mod outside;
 pub mod page;
 mod peers;
@@ -61,6 +62,7 @@ use self::{
     exchanges::Exchanges,
     gateway::GatewayState,
     known_tokens::KnownTokens,
+    node_keys::NodeKeys,
     peers::Peers,
     random::Random,
     sessions::{Asker, Name, Part, Session},
@@ -96,6 +98,7 @@ pub struct Control {
     half_open: HashMap<Ipv4Addr, u32>,
     exchanges: Exchanges,
     peers: Peers,
+    node_keys: NodeKeys,
     /// Tokens of clients.
     tokens: KnownTokens,
     adjacencies: Adjacencies,
@@ -141,6 +144,7 @@ impl Control {
             half_open: HashMap::new(),
             exchanges: Exchanges::default(),
             peers: Peers::default(),
+            node_keys: NodeKeys::default(),
             tokens: KnownTokens::default(),
             adjacencies: Adjacencies::new(config.interfaces.clone()),
             gateway: config.gateway.clone().map(GatewayState::new),

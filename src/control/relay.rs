@@ -75,8 +75,8 @@ impl Control {
             self.close(ct_index, now);
         }
         let next = self.peers.hop(&setup.route[1]).ok_or(FailureReason::UnknownNode)?;
+        let key = self.own_node_key(&upstream.name, now)?;
         let place = self.take_slot(false)?;
-        let key = self.random.key();
         let (up, kind, worker) = (setup.upstream, setup.kind, place.ct_index.worker());
         let up_port = self.node_port(up.data, worker);
         let onwards = Setup {
@@ -150,7 +150,8 @@ impl Control {
                 session.since = now;
                 let slot = ct_index.slot();
                 let fan = RelayPorts { up: up_ports, down: ports }.to_bits();
-                let command = Command::SetSlot { slot, generation, role: Role::Relay, fan, up, down };
+                let (role, client_key) = (Role::Relay, Default::default());
+                let command = Command::SetSlot { slot, generation, role, fan, up, down, client_key };
                 self.command(ct_index.worker(), command);
                 self.respond_set_up(ct_index, waiters);
             }
@@ -171,6 +172,7 @@ impl Control {
         let Part::Relay(Relay { up_port, key, down, .. }) = &session.part else { return };
         let &RelayDown::Up { exit_address, exit_address6, .. } = down else { return };
         let (up_port, key) = (*up_port, *key);
+        let key = self.node_key(key);
         let downstream = self.link_end(ct_index, generation, up_port);
         let answer = SetUp { downstream, key, exit_address, exit_address6, boot_epoch };
         for id in waiters {

@@ -10,7 +10,7 @@ use std::{
 use super::{interface::RequestId, repair::Care};
 use crate::{
     Nanos,
-    dataplane::conntrack::{CtIndex, FanInit, Link, NO_BINDING, SOURCE_PORTS, SourcePorts},
+    dataplane::conntrack::{CtIndex, FanInit, Link, NO_BINDING, NodeKey, SOURCE_PORTS, SourcePorts},
     limits::PATHS_MAX,
     rpc::messages::{Failure, FailureReason, LinkEnd, NodeName, Open, Opened, SessionId, SessionKind},
     wire::relay::HopKey,
@@ -144,7 +144,7 @@ pub(super) struct Relay {
     /// The port that the upstream sends from.
     pub(super) up_port: u16,
     /// Key of the upstream hop.
-    pub(super) key: HopKey,
+    pub(super) key: NodeKey,
     pub(super) down: RelayDown,
     pub(super) waiters: Vec<RequestId>,
 }
@@ -177,7 +177,7 @@ pub(super) struct ExitPath {
     pub(super) up: LinkEnd,
     /// The port that the upstream sends from.
     pub(super) up_port: u16,
-    pub(super) key: HopKey,
+    pub(super) key: NodeKey,
 }
 
 impl Session {
@@ -218,7 +218,7 @@ impl Session {
 }
 
 /// The link to the other end of a hop.
-pub(super) fn link(end: LinkEnd, key: HopKey) -> Link {
+pub(super) fn link(end: LinkEnd, key: NodeKey) -> Link {
     Link { address: *end.data.ip(), port: end.data.port(), generation: end.generation, ct_index: end.ct_index, key }
 }
 

@@ -5,6 +5,7 @@ mod endings;
 mod forwarding;
 mod messages;
 mod nat;
+mod node_keys;
 mod opening;
 mod rings;
 mod storm;
@@ -31,7 +32,8 @@ use crate::{
     },
     limits::{TICK, UNRESOLVED_MAX},
     rpc::messages::{
-        Failure, FailureReason, LinkEnd, Neighbours, Open, Opened, Request, Response, SessionKind, Setup, Teardown,
+        Failure, FailureReason, LinkEnd, Neighbours, Open, Opened, Request, Response, SessionKind, SetUp, Setup,
+        Teardown,
     },
     wire::{ip4, tcp},
 };

@@ -7,12 +7,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{
-    conntrack::{FanInit, FanReport, Link, Role, SourcePorts},
+    conntrack::{FanInit, FanReport, Link, NodeKey, Role, SourcePorts},
     forwarding::Forwarding,
     nat::{BindingInit, BindingKey, Endpoint, NewPool, Owner, Translation},
     reason::Reason,
 };
-use crate::{Nanos, telemetry::histogram::Histograms};
+use crate::{Nanos, telemetry::histogram::Histograms, wire::relay::HopKey};
 
 /// From the control core to a worker.
 #[derive(Debug)]
@@ -23,7 +23,9 @@ pub enum Command {
     /// Sets or clears the link of path `path` in a fan.
     SetFanLink { fan: u32, path: u8, link: Option<(Link, SourcePorts)> },
     /// Puts a slot into use, or rewrites it in place (the same generation). `fan`: as in [`Slot`](super::conntrack::Slot).
-    SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link },
+    SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link, client_key: HopKey },
+    /// Sets the key of a number, before the first link that names it.
+    SetNodeKey { number: NodeKey, key: HopKey },
     /// Frees a slot of this generation, with `idle_since` only where its stamp is still that one.
     /// Answered by [`Event::SlotFreed`] or [`Event::SlotKept`].
     FreeSlot { slot: u32, generation: u16, idle_since: Option<u32> },

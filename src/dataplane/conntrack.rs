@@ -49,8 +49,13 @@ pub enum Role {
     Exit,
 }
 
+/// The number of a key of hops to another node, in [`NodeKeys`](super::node_keys::NodeKeys).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeKey(pub u16);
+
 /// The other end of one hop: where to send, under which slot and key. `address` and `port`, with
-/// [`SourcePorts::theirs`] added where that is a node's, are also what packets from there must come from. The key is shared by both ends; the header's kind tells the direction.
+/// [`SourcePorts::theirs`] added where that is a node's, are also what packets from there must come from. The key is shared
+/// by both ends; the header's kind tells the direction.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Link {
@@ -62,14 +67,14 @@ pub struct Link {
     pub generation: u16,
     /// Its slot.
     pub ct_index: CtIndex,
-    /// Key of the tags in both directions.
-    pub key: HopKey,
+    /// Key of the tags in both directions. Not of a client's hop: see [`Slot::client_key`].
+    pub key: NodeKey,
 }
 
 impl Link {
     /// The link of an unused place.
     pub const NONE: Self =
-        Self { address: Ipv4Addr::UNSPECIFIED, port: 0, generation: 0, ct_index: CtIndex(0), key: [0; 16] };
+        Self { address: Ipv4Addr::UNSPECIFIED, port: 0, generation: 0, ct_index: CtIndex(0), key: NodeKey(0) };
 }
 
 /// The source ports of a hop between two nodes, each as how far it is above its node's data port. Whoever receives
@@ -126,11 +131,14 @@ pub struct Slot {
     pub up: Link,
     /// Towards the server. Only a relay's.
     pub down: Link,
+    /// Key of the client's hop. Only an entry's.
+    pub client_key: HopKey,
 }
 
 impl Slot {
     /// A slot that is not in use.
-    pub const FREE: Self = Self { generation: 0, role: Role::Free, fan: 0, up: Link::NONE, down: Link::NONE };
+    pub const FREE: Self =
+        Self { generation: 0, role: Role::Free, fan: 0, up: Link::NONE, down: Link::NONE, client_key: [0; 16] };
 }
 
 const _: () = assert!(size_of::<Slot>() == 64, "a relay's packet touches one cache line of conntrack");

@@ -22,6 +22,7 @@ use super::{
     nat::{
         Bindings, Endpoint, Hosts6, Owner, Prefix64, established::Established, held_syns::HeldSyns, icmp64::Mtus, token,
     },
+    node_keys::NodeKeys,
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
@@ -65,6 +66,8 @@ pub struct Context {
     pub hosts6: Hosts6,
     /// Where the IPv4 internet is for them.
     pub nat64: Option<Prefix64>,
+    /// Keys of the hops to other nodes.
+    pub node_keys: NodeKeys,
     /// Bindings of tunnels and of the gateway's hosts are for one remote endpoint each.
     pub is_endpoint_dependent: bool,
     /// Packets from outside keep a binding alive, too.
@@ -214,7 +217,7 @@ impl Context {
         slot: usize,
         fan: usize,
         node: NodeId,
-        address: impl Fn(&mut Frames, &mut Packet, &Identity, (&Link, SourcePorts), &mut Unsigned),
+        address: impl Fn(&mut Frames, &mut Packet, &Identity, (&Link, SourcePorts), &NodeKeys),
     ) -> Verdict {
         let mut paths = self.fans[fan].paths();
         if paths.is_empty() {
@@ -225,7 +228,7 @@ impl Context {
             if let (Some(taken), Some(hop)) = (taken, self.fans[fan].link(path)) {
                 let packet = &mut self.packets[taken];
                 packet.path = path;
-                address(frames, packet, &self.identity, hop, &mut self.unsigned);
+                address(frames, packet, &self.identity, hop, &self.node_keys);
             }
         }
         Verdict::Next(NodeId::IpOutput)

@@ -24,6 +24,7 @@ pub mod graph;
 pub mod handoff;
 pub mod huge;
 pub mod nat;
+pub mod node_keys;
 mod nodes;
 mod outer;
 #[cfg(test)]

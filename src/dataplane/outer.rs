@@ -4,6 +4,7 @@ use super::{
     conntrack::{Link, SourcePorts},
     driver::Frames,
     forwarding::Identity,
+    node_keys::NodeKeys,
     packet::Packet,
     tags::Tags,
 };
@@ -23,7 +24,7 @@ pub(super) const INNER_AT: usize = OVERLAY_BYTES;
 
 const _: () = assert!(PATHS_MAX <= u8::MAX as usize, "the path number is one byte");
 
-/// Relay headers that are written but for their tags, which are made together ([`Tags`]).
+/// Relay headers to clients, and of probes, that are written but for their tags, which are made together ([`Tags`]).
 pub(super) struct Unsigned {
     tags: Tags,
     /// Frame, and where in it the relay header starts.
@@ -54,16 +55,40 @@ impl Unsigned {
     }
 }
 
-/// Addresses a relay packet that has its headers already to the other end of `link`. The tag is added by
-/// [`Unsigned::sign`].
+/// Addresses a relay packet that has its headers already to the node at the other end of `link`.
 #[inline(always)] // A fifth of it would be the call.
 pub(super) fn rewrite(
     frames: &mut Frames,
     packet: &mut Packet,
     identity: &Identity,
-    (link, ports): (&Link, SourcePorts),
+    hop: (&Link, SourcePorts),
+    keys: &NodeKeys,
+) {
+    let (bytes, tagged) = rewrite_untagged(frames, packet, identity, hop);
+    relay::emit_tag(&mut bytes[RELAY_AT..], keys.tag(hop.0.key, tagged));
+}
+
+/// The same to a client, or for a probe: the tag is added by [`Unsigned::sign`].
+#[inline]
+pub(super) fn rewrite_batched(
+    frames: &mut Frames,
+    packet: &mut Packet,
+    identity: &Identity,
+    link: &Link,
+    key: &relay::HopKey,
     unsigned: &mut Unsigned,
 ) {
+    let (_, tagged) = rewrite_untagged(frames, packet, identity, (link, SourcePorts::default()));
+    unsigned.push(packet.frame, packet.l3 + RELAY_AT as u16, tagged, key);
+}
+
+#[inline(always)]
+fn rewrite_untagged<'a>(
+    frames: &'a mut Frames,
+    packet: &mut Packet,
+    identity: &Identity,
+    (link, ports): (&Link, SourcePorts),
+) -> (&'a mut [u8; OVERLAY_BYTES], relay::Tagged) {
     let length = packet.ip_length() as u16;
     let bytes = packet.headers::<OVERLAY_BYTES>(frames).expect("a relay packet has all its headers");
     let header = relay::Header {
@@ -77,9 +102,9 @@ pub(super) fn rewrite(
     let datagram = length - ip4::HEADER_BYTES as u16;
     let source = identity.data_port.wrapping_add(u16::from(ports.ours));
     udp::emit(&mut bytes[ip4::HEADER_BYTES..], source, link.port, datagram);
-    let tagged = relay::emit_untagged(&mut bytes[RELAY_AT..], &header);
-    unsigned.push(packet.frame, packet.l3 + RELAY_AT as u16, tagged, &link.key);
     packet.destination = link.address;
+    let tagged = relay::emit_untagged(&mut bytes[RELAY_AT..], &header);
+    (bytes, tagged)
 }
 
 /// Pushes the overlay's headers before the inner packet at `l3`, and addresses them to `link`'s other end.
@@ -89,10 +114,10 @@ pub(super) fn push(
     packet: &mut Packet,
     identity: &Identity,
     hop: (&Link, SourcePorts),
-    unsigned: &mut Unsigned,
+    keys: &NodeKeys,
 ) {
     place(packet, usize::from(packet.l3) - OVERLAY_BYTES);
-    rewrite(frames, packet, identity, hop, unsigned);
+    rewrite(frames, packet, identity, hop, keys);
 }
 
 /// Takes the overlay's headers off: `l3` is the inner packet's header from now on.

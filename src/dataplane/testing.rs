@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, sync::atomic::Orderin
 
 use super::{
     command::{Command, Event},
-    conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
+    conntrack::{CtIndex, FanInit, Link, NO_BINDING, NodeKey, Role, SourcePorts},
     driver::memory::MemoryDriver,
     exit_policy::ExitPolicy,
     forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Prefix, Route},
@@ -38,6 +38,9 @@ pub(crate) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 pub(crate) const DATA_PORT: u16 = 40_000;
 pub(crate) const UP_KEY: relay::HopKey = [1; 16];
 pub(crate) const DOWN_KEY: relay::HopKey = [2; 16];
+/// Their numbers.
+pub(crate) const UP: NodeKey = NodeKey(1);
+pub(crate) const DOWN: NodeKey = NodeKey(2);
 pub(crate) const PROBE_KEY: relay::HopKey = [3; 16];
 pub(crate) const PEER_KEY: relay::HopKey = [4; 16];
 pub(crate) const GENERATION: u16 = 7;
@@ -123,6 +126,9 @@ impl Bench {
         let worker = Worker::new(config, MemoryDriver::new(4096), rings, published.clone());
         let mut bench = Self { worker, commands, events, now: SECOND, published, before: BTreeMap::new() };
         bench.tell(Command::SetForwarding(forwarding()));
+        for (number, key) in [(UP, UP_KEY), (DOWN, DOWN_KEY)] {
+            bench.tell(Command::SetNodeKey { number, key });
+        }
         assert!(matches!(bench.events.pop(), Ok(Event::ForwardingRetired(_))));
         bench
     }
@@ -230,27 +236,29 @@ impl Bench {
             generation: GENERATION,
             role: Role::Relay,
             fan: 0,
-            up: link(UPSTREAM, DATA_PORT, 11, UP_KEY),
-            down: link(DOWNSTREAM, DATA_PORT, 12, DOWN_KEY),
+            up: link(UPSTREAM, DATA_PORT, 11, UP),
+            down: link(DOWNSTREAM, DATA_PORT, 12, DOWN),
+            client_key: [0; 16],
         });
     }
 
     /// A session of CLIENT over `paths` paths that all lead to DOWNSTREAM, in slot 2; the client's port is known.
     pub(crate) fn entry(&mut self, paths: u8) {
-        self.fan(0, paths, NO_BINDING, DOWNSTREAM, DOWN_KEY);
+        self.fan(0, paths, NO_BINDING, DOWNSTREAM, DOWN);
         self.tell(Command::SetSlot {
             slot: 2,
             generation: GENERATION,
             role: Role::Entry,
             fan: 0,
-            up: link(CLIENT, 5555, 0, UP_KEY),
+            up: link(CLIENT, 5555, 0, NodeKey(0)),
             down: Link::NONE,
+            client_key: UP_KEY,
         });
     }
 
     /// A session over `paths` paths that all come from UPSTREAM, in slot 3; `binding` as in [`FanInit`].
     pub(crate) fn exit(&mut self, paths: u8, binding: u32) {
-        self.fan(1, paths, binding, UPSTREAM, UP_KEY);
+        self.fan(1, paths, binding, UPSTREAM, UP);
         self.tell(Command::SetSlot {
             slot: 3,
             generation: GENERATION,
@@ -258,21 +266,22 @@ impl Bench {
             fan: 1,
             up: Link::NONE,
             down: Link::NONE,
+            client_key: [0; 16],
         });
     }
 
     /// The session of [`Bench::exit`] is set up anew: its client is `inside` and takes packets of `mtu` bytes.
     pub(crate) fn tell_terms(&mut self, inside: Ipv4Addr, mtu: u16) {
         let init = FanInit { inside, binding: NO_BINDING, mtu, ..FanInit::NONE };
-        self.fan_of(1, 1, init, UPSTREAM, UP_KEY);
+        self.fan_of(1, 1, init, UPSTREAM, UP);
     }
 
-    fn fan(&mut self, fan: u32, paths: u8, binding: u32, address: Ipv4Addr, key: relay::HopKey) {
+    fn fan(&mut self, fan: u32, paths: u8, binding: u32, address: Ipv4Addr, key: NodeKey) {
         let inside6 = if binding == NO_BINDING { testing6::INSIDE6 } else { FanInit::NONE.inside6 };
         self.fan_of(fan, paths, FanInit { inside: INSIDE, inside6, binding, mtu: INSIDE_MTU }, address, key);
     }
 
-    fn fan_of(&mut self, fan: u32, paths: u8, init: FanInit, address: Ipv4Addr, key: relay::HopKey) {
+    fn fan_of(&mut self, fan: u32, paths: u8, init: FanInit, address: Ipv4Addr, key: NodeKey) {
         self.tell(Command::InitFan { fan, init });
         for path in 0..paths {
             let link = link(address, DATA_PORT, 20 + u32::from(path), key);
@@ -370,7 +379,7 @@ fn binding(owner: Owner, protocol: u8, inside: u16, outside: u16) -> BindingInit
     }
 }
 
-fn link(address: Ipv4Addr, port: u16, slot: u32, key: relay::HopKey) -> Link {
+fn link(address: Ipv4Addr, port: u16, slot: u32, key: NodeKey) -> Link {
     Link { address, port, generation: 70, ct_index: CtIndex(slot), key }
 }
 
@@ -435,6 +444,8 @@ pub(crate) struct Relayed {
     pub(crate) ct_index: u32,
     pub(crate) sequence: u64,
     pub(crate) key: relay::HopKey,
+    /// Over the client's hop.
+    pub(crate) is_from_client: bool,
     pub(crate) inner: Vec<u8>,
 }
 
@@ -449,6 +460,7 @@ impl Relayed {
             ct_index: slot,
             sequence,
             key: UP_KEY,
+            is_from_client: false,
             inner,
         }
     }
@@ -461,7 +473,7 @@ impl Relayed {
 
     /// Data from CLIENT for the session in slot 2.
     pub(crate) fn from_client(sequence: u64, inner: Vec<u8>) -> Self {
-        Self { from: (CLIENT, 5555), ..Self::up(2, sequence, inner) }
+        Self { from: (CLIENT, 5555), is_from_client: true, ..Self::up(2, sequence, inner) }
     }
 
     /// As an Ethernet frame.
@@ -474,7 +486,10 @@ impl Relayed {
             ct_index: self.ct_index,
             sequence: self.sequence,
         };
-        relay::emit(&mut payload, &header, &self.key);
+        match self.is_from_client || self.kind.is_probe() {
+            true => relay::emit(&mut payload, &header, &self.key),
+            false => relay::emit_between_nodes(&mut payload, &header, &self.key),
+        }
         payload.extend_from_slice(&self.inner);
         let mut ip = udp_packet(self.from, (US, DATA_PORT), &payload);
         write(&mut ip, 20 + udp::CHECKSUM, &[0, 0]);
@@ -499,10 +514,16 @@ pub(crate) fn sent(frame: &[u8], key: &relay::HopKey) -> Sent {
     assert_eq!(udp::checked_length(datagram), Some(datagram.len()));
     assert_eq!(crate::wire::read_u16(datagram, udp::SOURCE), DATA_PORT);
     let payload = &datagram[8..];
+    let to = (header.destination, crate::wire::read_u16(datagram, udp::DESTINATION));
+    let header = relay::parse(payload).unwrap();
+    let is_between_nodes = to.1 == DATA_PORT && !header.kind.is_probe();
     Sent {
-        to: (header.destination, crate::wire::read_u16(datagram, udp::DESTINATION)),
-        header: relay::parse(payload).unwrap(),
-        is_authentic: relay::is_authentic(payload, key),
+        to,
+        header,
+        is_authentic: match is_between_nodes {
+            true => relay::is_authentic_between_nodes(payload, key),
+            false => relay::is_authentic(payload, key),
+        },
         inner: payload[relay::HEADER_BYTES..].to_vec(),
     }
 }

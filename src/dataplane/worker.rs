@@ -11,7 +11,7 @@ use std::sync::{
 
 use super::{
     command::{Command, Event, PuntCause},
-    conntrack::{FanReport, Role, Slot, SourcePorts},
+    conntrack::{FanReport, Role, Slot},
     context::Context,
     driver::{Driver, Received, Transmit},
     express::Express,
@@ -24,6 +24,7 @@ use super::{
         BindingInit, Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns,
         token,
     },
+    node_keys::NodeKeys,
     nodes::{icmp_error, icmp6_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
     outer::{self, Unsigned},
     packet::{Bitmap, Packet},
@@ -141,6 +142,7 @@ impl<D: Driver> Worker<D> {
             punts: Box::new([no_cause; PACKET_SLOTS]),
             slots: HugeArray::new(config.slots as usize, &Slot::FREE),
             fans: HugeArray::new(config.fans as usize, &Fan::unused()),
+            node_keys: NodeKeys::new(&config.hash_key),
             bindings: Bindings::new(
                 config.bindings,
                 config.nat.filtering,
@@ -282,9 +284,10 @@ impl<D: Driver> Worker<D> {
                     self.width = self.width.max(fan.width());
                 }
             }
-            Command::SetSlot { slot, generation, role, fan, up, down } => {
-                self.set_slot(slot, Slot { generation, role, fan, up, down });
+            Command::SetSlot { slot, generation, role, fan, up, down, client_key } => {
+                self.set_slot(slot, Slot { generation, role, fan, up, down, client_key });
             }
+            Command::SetNodeKey { number, key } => self.context.node_keys.set(number, &key),
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
             Command::SetBinding { index, binding } => self.set_binding(index, &binding),
             Command::SetBindingAndResume { index, binding, waiting } => {
@@ -416,9 +419,10 @@ impl<D: Driver> Worker<D> {
         let payload = &mut packet.ip(frames)[outer::RELAY_AT..];
         payload.fill(0);
         write(payload, probe::SENT, &self.context.now.to_be_bytes());
-        let hop = (&probe::link_to(&peer, peer.key), SourcePorts::default());
-        outer::rewrite(frames, &mut packet, &self.context.identity, hop, &mut self.context.unsigned);
-        self.context.unsigned.sign(frames);
+        let context = &mut self.context;
+        let link = probe::link_to(&peer);
+        outer::rewrite_batched(frames, &mut packet, &context.identity, &link, &peer.key, &mut context.unsigned);
+        context.unsigned.sign(frames);
         self.context.inject(packet, NodeId::IpOutput).expect("apply_commands leaves room for one packet");
     }
 
@@ -792,6 +796,7 @@ mod tests {
             fan: slot.fan,
             up: unknown,
             down: slot.down,
+            client_key: slot.client_key,
         });
         let out = bench.run(&[Relayed::down(2, 1, vec![]).frame()]);
         assert_eq!(sent(&out[0], &UP_KEY).to, (ROUTER, 999));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{dataplane::conntrack::CtIndex, wire::relay::HopKey};
 
 /// ALPN of this version of the messages.
-pub const ALPN: &[u8] = b"starnet/1";
+pub const ALPN: &[u8] = b"starnet/2";
 
 /// Name of a node: one DNS label. Its certificate is for `NAME.node.starnet`.
 pub type NodeName = String;
@@ -347,7 +347,7 @@ pub struct Setup {
 pub struct SetUp {
     /// The answering node's end of this hop.
     pub downstream: LinkEnd,
-    /// Key of this hop, made by the answering node.
+    /// Key of this hop, made by the answering node: the same one for all sessions of the node that asks.
     pub key: HopKey,
     /// Where the exit sends from.
     pub exit_address: Ipv4Addr,

@@ -57,6 +57,8 @@ fn relay_packets_are_as_documented() {
         Header { kind: Kind::DataUp, path: 1, generation: 0x0203, ct_index: CtIndex::new(1, 13).0, sequence: 42 };
     relay::emit(&mut header, &fields, &KEY);
     assert_example("relay-header", &header);
+    relay::emit_between_nodes(&mut header, &fields, &KEY);
+    assert_example("relay-header-between-nodes", &header);
 
     let mut probe = [0; relay::HEADER_BYTES + relay::PROBE_BYTES];
     let fields = Header { kind: Kind::Probe, path: 0, generation: 0, ct_index: 0, sequence: 7 };

@@ -14,7 +14,7 @@ use crate::{
     Nanos, SECOND,
     dataplane::{
         command::{Command, Event, PuntCause},
-        conntrack::{CtIndex, FanInit, Link, NO_BINDING, Role, SourcePorts},
+        conntrack::{CtIndex, FanInit, Link, NO_BINDING, NodeKey, Role, SourcePorts},
         driver::memory::MemoryDriver,
         exit_policy::ExitPolicy,
         forwarding::{Adjacency, Forwarding, Identity, Interface, Peer, Route},
@@ -51,6 +51,9 @@ const INSIDE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(100, 64, 0, 2), 1_0
 const HOST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 2), 1_000);
 const HOSTS_INTERFACE: u8 = 2;
 const KEY: relay::HopKey = [5; 16];
+
+/// The number of the key of all hops between nodes.
+const NODE_KEY: NodeKey = NodeKey(3);
 const GENERATION: u16 = 3;
 const MAC: ethernet::Mac = [2, 0, 0, 0, 0, 1];
 
@@ -200,7 +203,7 @@ fn tables(worker: usize) -> Vec<Command> {
         port: to.port(),
         generation: GENERATION,
         ct_index: CtIndex::new(0, slot),
-        key: KEY,
+        key: NODE_KEY,
     };
     let interface = |index: u32, is_up| Interface { index, mac: MAC, mtu: 1500, is_up };
     let route = |prefix: &str, gateway: Option<[u8; 4]>, interface| Route {
@@ -245,6 +248,7 @@ fn tables(worker: usize) -> Vec<Command> {
         fan,
         up: link(up, 0),
         down: link(OTHER_PEER, 8),
+        client_key: KEY,
     };
     let binding = |slot, protocol, number, mapping| BindingInit {
         owner: Owner::session(slot),
@@ -259,6 +263,7 @@ fn tables(worker: usize) -> Vec<Command> {
     let flow = binding(FLOW, ip4::UDP, 0, Mapping::Flow((*SERVER.ip(), SERVER.port())));
     let mut commands = vec![
         Command::SetForwarding(Box::new(forwarding)),
+        Command::SetNodeKey { number: NODE_KEY, key: KEY },
         // The entry's second path has a next hop without a MAC address, so one copy of each packet is punted.
         fan(0, NO_BINDING),
         path(0, 0, PEER),
@@ -296,7 +301,8 @@ fn fragment(whole: &[u8], number: u16, identification: u64) -> Vec<u8> {
 fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
     let relayed = |from, kind, path, slot, inner: &[u8]| {
         let ct_index = CtIndex::new(worker, slot).0;
-        packets::relay(from, NODE, &Header { kind, path, generation: GENERATION, ct_index, sequence }, &KEY, inner)
+        let header = Header { kind, path, generation: GENERATION, ct_index, sequence };
+        packets::relay(from, NODE, |payload| emit(payload, &header), inner)
     };
     let outside = |number| SocketAddrV4::new(*NODE.ip(), nat_port(worker, number));
     let inner_udp = packets::udp(INSIDE, SERVER, b"hello");
@@ -344,8 +350,8 @@ fn templates(worker: usize, sequence: u64) -> Vec<Vec<u8>> {
             FLOW,
             &packets::unreachable(*INSIDE.ip(), 3, &packets::udp(SERVER, INSIDE, b"")),
         ),
-        packets::relay(PEER, NODE, &probe_header(Kind::Probe), &KEY, &probe),
-        packets::relay(PEER, NODE, &probe_header(Kind::ProbeReply), &KEY, &probe),
+        packets::relay(PEER, NODE, |payload| emit(payload, &probe_header(Kind::Probe)), &probe),
+        packets::relay(PEER, NODE, |payload| emit(payload, &probe_header(Kind::ProbeReply)), &probe),
         packets::tcp(SERVER, outside(1), tcp::SYN | tcp::ACK),
         packets::unreachable(*SERVER.ip(), 3, &sent_to_server),
         packets::echo(icmp::ECHO_REPLY, *SERVER.ip(), *NODE.ip(), nat_port(worker, 2), b"x"),
@@ -424,7 +430,7 @@ fn next_in_sequence(packet: &mut [u8]) {
     if let Some(payload) = packet.get_mut(RELAY_AT..)
         && let Ok(header) = relay::parse(payload)
     {
-        relay::emit(payload, &Header { sequence: header.sequence + 1, ..header }, &KEY);
+        emit(payload, &Header { sequence: header.sequence + 1, ..header });
         write(packet, ip4::HEADER_BYTES + udp::CHECKSUM, &[0, 0]);
     }
 }
@@ -437,7 +443,16 @@ fn retag(packet: &mut [u8]) {
     }
     write(packet, ip4::HEADER_BYTES + udp::CHECKSUM, &[0, 0]);
     if let Ok(header) = relay::parse(&packet[RELAY_AT..]) {
-        relay::emit(&mut packet[RELAY_AT..], &header, &KEY);
+        emit(&mut packet[RELAY_AT..], &header);
+    }
+}
+
+/// Writes a relay header with the tag of its hop.
+fn emit(payload: &mut [u8], header: &Header) {
+    let is_from_client = header.kind.is_up() && CtIndex(header.ct_index).slot() == ENTRY;
+    match is_from_client || header.kind.is_probe() {
+        true => relay::emit(payload, header, &KEY),
+        false => relay::emit_between_nodes(payload, header, &KEY),
     }
 }
 

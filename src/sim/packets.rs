@@ -5,9 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use crate::wire::{
     checksum,
     ethernet::{self, Mac},
-    icmp, ip4, read_u16,
-    relay::{self, Header, HopKey},
-    tcp, udp, write,
+    icmp, ip4, read_u16, relay, tcp, udp, write,
 };
 
 /// An IPv4 packet around a transport header and payload.
@@ -72,10 +70,10 @@ fn icmp_packet(source: Ipv4Addr, destination: Ipv4Addr, mut message: Vec<u8>) ->
     ip(source, destination, ip4::ICMP, &message)
 }
 
-/// A relay packet.
-pub(super) fn relay(source: SocketAddrV4, to: SocketAddrV4, header: &Header, key: &HopKey, inner: &[u8]) -> Vec<u8> {
+/// A relay packet; `emit` writes its header.
+pub(super) fn relay(source: SocketAddrV4, to: SocketAddrV4, emit: impl Fn(&mut [u8]), inner: &[u8]) -> Vec<u8> {
     let mut datagram = vec![0; relay::HEADER_BYTES];
-    relay::emit(&mut datagram, header, key);
+    emit(&mut datagram);
     datagram.extend_from_slice(inner);
     udp(source, to, &datagram)
 }

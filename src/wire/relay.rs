@@ -1,7 +1,13 @@
 //! The relay header: 24 bytes after the outer UDP header. `docs/WIRE.md` has it byte by byte.
 //!
-//! The first 16 bytes are covered by the tag, SipHash-2-4 under the key that the two ends of this hop share.
+//! The first 16 bytes are covered by the tag, under a key that the two ends of this hop share. Between two nodes it is
+//! AES-128 of these bytes, cut to eight: two nodes have one key for all their sessions, and so its schedule at hand. On a
+//! client's hop, which has a key of its own, and of probes, it is SipHash-2-4.
 
+use aes::{
+    Aes128,
+    cipher::{BlockEncrypt, KeyInit},
+};
 use siphasher::sip::SipHasher24;
 
 use super::{read_u16, read_u32, read_u64, write};
@@ -25,7 +31,7 @@ pub const CT_INDEX: usize = 4;
 const SEQUENCE: usize = 8;
 const TAG: usize = 16;
 
-/// The key of one hop, shared by its two ends.
+/// The key of a client's hop, or of the hops between two nodes: shared by the two ends.
 pub type HopKey = [u8; 16];
 
 /// What a relay packet is: the lower four bits of the first byte.
@@ -100,7 +106,7 @@ impl Tagged {
         Self { first: read_u64(payload, 0), sequence: read_u64(payload, SEQUENCE) }
     }
 
-    /// As SipHash reads them: little-endian.
+    /// As SipHash and AES read them: little-endian.
     #[inline]
     pub fn words(self) -> [u64; 2] {
         [self.first.swap_bytes(), self.sequence.swap_bytes()]
@@ -144,11 +150,17 @@ pub fn parse(payload: &[u8]) -> Result<Header, Malformed> {
     })
 }
 
-/// Writes the header and its tag. `payload` must hold at least [`HEADER_BYTES`].
+/// Writes the header and its tag, for a client's hop or a probe. `payload` must hold at least [`HEADER_BYTES`].
 #[inline]
 pub fn emit(payload: &mut [u8], header: &Header, key: &HopKey) {
     let tagged = emit_untagged(payload, header);
     emit_tag(payload, tag(tagged, key));
+}
+
+/// The same for a hop between two nodes.
+pub fn emit_between_nodes(payload: &mut [u8], header: &Header, key: &HopKey) {
+    let tagged = emit_untagged(payload, header);
+    emit_tag(payload, node_tag(tagged, key));
 }
 
 /// Writes the header but for its tag, which [`emit_tag`] adds. `payload` must hold at least [`HEADER_BYTES`].
@@ -172,10 +184,15 @@ pub fn read_tag(payload: &[u8]) -> u64 {
     read_u64(payload, TAG)
 }
 
-/// True where the tag is the one `key` makes.
+/// True where the tag is the one `key` makes, for a client's hop or a probe.
 #[inline]
 pub fn is_authentic(payload: &[u8], key: &HopKey) -> bool {
     is_same_tag(tag(Tagged::of(payload), key), read_tag(payload))
+}
+
+/// The same for a hop between two nodes.
+pub fn is_authentic_between_nodes(payload: &[u8], key: &HopKey) -> bool {
+    is_same_tag(node_tag(Tagged::of(payload), key), read_tag(payload))
 }
 
 /// Compares in constant time.
@@ -184,12 +201,25 @@ pub fn is_same_tag(made: u64, received: u64) -> bool {
     made ^ received == 0
 }
 
-/// The tag under `key`.
+/// The tag under `key`, for a client's hop or a probe: SipHash-2-4.
 #[inline]
 pub fn tag(header: Tagged, key: &HopKey) -> u64 {
     let [first, second] = header.words();
     let bytes = u128::from(first) | u128::from(second) << 64;
     SipHasher24::new_with_key(key).hash(&bytes.to_le_bytes())
+}
+
+/// The tag under `key` for a hop between two nodes: the first eight bytes of AES-128 of the header. Makes the key's schedule
+/// anew; a node has it in [`NodeKeys`](crate::dataplane::node_keys::NodeKeys).
+pub fn node_tag(header: Tagged, key: &HopKey) -> u64 {
+    node_tag_under(header, &Aes128::new(key.into()))
+}
+
+/// The same with a schedule.
+pub(crate) fn node_tag_under(header: Tagged, key: &Aes128) -> u64 {
+    let mut block = [header.first, header.sequence].map(u64::to_be_bytes).concat();
+    key.encrypt_block(aes::Block::from_mut_slice(&mut block));
+    read_u64(&block, 0)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! The path number stays, so that the client sees which path won.
 
 use super::prelude::*;
-use crate::dataplane::{conntrack::SourcePorts, outer};
+use crate::dataplane::outer;
 
 node!(EntryDown, "entry_down", [IpOutput], entry_down);
 
@@ -19,8 +19,8 @@ fn entry_down(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if session.up.port == 0 {
         return Verdict::Drop(Reason::NoPath);
     }
-    let hop = (&session.up, SourcePorts::default());
-    outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
+    let (link, key) = (&session.up, &session.client_key);
+    outer::rewrite_batched(frames, packet, &context.identity, link, key, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }
 

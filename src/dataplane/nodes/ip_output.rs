@@ -60,8 +60,9 @@ mod tests {
             generation: GENERATION,
             role: Role::Relay,
             fan: 0,
-            up: link(UPSTREAM, UP_KEY),
-            down: link(address, DOWN_KEY),
+            up: link(UPSTREAM, UP),
+            down: link(address, DOWN),
+            client_key: [0; 16],
         });
     }
 

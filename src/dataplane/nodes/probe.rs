@@ -10,7 +10,7 @@ use super::prelude::*;
 use crate::{
     dataplane::{
         command::{Event, ProbeAnswer},
-        conntrack::{CtIndex, Link, SourcePorts},
+        conntrack::Link,
         forwarding::Peer,
         outer,
     },
@@ -46,8 +46,8 @@ fn probe(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
         write(payload, REMOTE_RECEIVED, &packet.received.to_be_bytes());
         let packet = &mut context.packets[slot];
         packet.kind = relay::Kind::ProbeReply;
-        let hop = (&link_to(&known, key), SourcePorts::default());
-        outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
+        let link = link_to(&known);
+        outer::rewrite_batched(frames, packet, &context.identity, &link, &key, &mut context.unsigned);
         return Verdict::Next(NodeId::IpOutput);
     }
     let answer = Event::ProbeAnswered(ProbeAnswer {
@@ -64,8 +64,8 @@ fn probe(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdict {
 }
 
 /// A probe goes to a node, not to one of its slots.
-pub(in crate::dataplane) fn link_to(peer: &Peer, key: relay::HopKey) -> Link {
-    Link { address: peer.address, port: peer.port, generation: 0, ct_index: CtIndex(0), key }
+pub(in crate::dataplane) fn link_to(peer: &Peer) -> Link {
+    Link { address: peer.address, port: peer.port, ..Link::NONE }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ fn relay_forward(context: &mut Context, frames: &mut Frames, slot: usize) -> Ver
     let session = &context.slots[packet.slot as usize];
     let ports = RelayPorts::from_bits(session.fan);
     let hop = if packet.kind.is_up() { (&session.down, ports.down) } else { (&session.up, ports.up) };
-    outer::rewrite(frames, packet, &context.identity, hop, &mut context.unsigned);
+    outer::rewrite(frames, packet, &context.identity, hop, &context.node_keys);
     Verdict::Next(NodeId::IpOutput)
 }
 
@@ -37,7 +37,8 @@ mod tests {
         let slot = bench.worker.context().slots[1];
         let ports = RelayPorts { up: SourcePorts { ours: 1, theirs: 20 }, down: SourcePorts { ours: 255, theirs: 40 } };
         let (generation, role, fan) = (slot.generation, slot.role, ports.to_bits());
-        bench.tell(Command::SetSlot { slot: 1, generation, role, fan, up: slot.up, down: slot.down });
+        let (up, down, client_key) = (slot.up, slot.down, slot.client_key);
+        bench.tell(Command::SetSlot { slot: 1, generation, role, fan, up, down, client_key });
         let up = |port| Relayed { from: (UPSTREAM, port), ..Relayed::up(1, 1, vec![]) }.frame();
         let down = |port| Relayed { from: (DOWNSTREAM, port), ..Relayed::down(1, 1, vec![]) }.frame();
         let out = bench.run(&[up(DATA_PORT + 20), down(DATA_PORT + 40)]);

@@ -29,24 +29,26 @@ pub(in crate::dataplane) const NODE: Node = Node {
     process: relay_input,
 };
 
-/// In passes over the batch: each asks for the memory that the next one reads, and the tags are made together. A relay's
-/// sessions were asked for by the node before ([`ask_for_session`]).
+/// In passes over the batch: each asks for the memory that the next one reads, and the tags of clients' packets are made
+/// together. A relay's sessions were asked for by the node before ([`ask_for_session`]).
 fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
+    let mut onwards = Onwards::default();
     batch.for_each(|slot| {
         let Some(ip) = context.packets[slot].headers(frames) else {
             return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::TooShort));
         };
         match look_up(context, ip, slot) {
-            Ok(NodeId::RelayForward) => admit(context, &Claim::of(ip), slot, NodeId::RelayForward),
+            Ok(NodeId::RelayForward) => admit(context, &Claim::of(ip), slot, NodeId::RelayForward, &mut onwards),
             Ok(next) => context.claims.wait(slot, next, Claim::of(ip)),
             Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
         }
     });
     for place in 0..std::mem::take(&mut context.claims.waiting_count) {
         let (slot, next, claim) = context.claims.waiting[place];
-        admit(context, &claim, usize::from(slot), next);
+        admit(context, &claim, usize::from(slot), next, &mut onwards);
     }
-    verify(context);
+    verify_clients(context, &mut onwards);
+    onwards.move_on(context);
 }
 
 /// What a packet says of itself.
@@ -69,20 +71,13 @@ impl Claim {
 
 /// Packets and what they claim, between the passes.
 pub(in crate::dataplane) struct Claims {
-    /// Those whose tags are being made.
+    /// Clients' packets whose tags are being made.
     tags: Tags,
-    /// The same, in the same order.
-    claimants: [Claimant; PACKET_SLOTS],
+    /// The same, in the same order: packet slot and the tag it came with.
+    claimants: [(u8, u64); PACKET_SLOTS],
     /// Those for whose path's memory was asked.
     waiting_count: usize,
     waiting: [(u8, NodeId, Claim); PACKET_SLOTS],
-}
-
-#[derive(Clone, Copy)]
-struct Claimant {
-    slot: u8,
-    next: NodeId,
-    tag: u64,
 }
 
 const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
@@ -90,15 +85,14 @@ const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
 impl Claims {
     /// None.
     pub(in crate::dataplane) fn new() -> Self {
-        let claimants = [Claimant { slot: 0, next: NodeId::RelayInput, tag: 0 }; PACKET_SLOTS];
         let waiting = [(0, NodeId::RelayInput, Claim::of(&[0; OVERLAY_BYTES])); PACKET_SLOTS];
-        Self { tags: Tags::new(), claimants, waiting_count: 0, waiting }
+        Self { tags: Tags::new(), claimants: [(0, 0); PACKET_SLOTS], waiting_count: 0, waiting }
     }
 
     #[inline]
-    fn push(&mut self, claimant: Claimant, tagged: relay::Tagged, key: &relay::HopKey) {
-        let place = self.tags.push(tagged, key);
-        self.claimants[place] = claimant;
+    fn push(&mut self, slot: usize, claim: &Claim, key: &relay::HopKey) {
+        let place = self.tags.push(claim.tagged, key);
+        self.claimants[place] = (slot as u8, claim.tag);
     }
 
     #[inline]
@@ -167,42 +161,67 @@ fn look_up(context: &mut Context, ip: &[u8; OVERLAY_BYTES], slot: usize) -> Resu
     Ok(next)
 }
 
-/// Source address. What passes is only held back by its tag.
+/// Source address and tag. A client's packet is held back by its tag only.
 #[inline(always)] // A relay's packets skip most of it.
-fn admit(context: &mut Context, claim: &Claim, slot: usize, next: NodeId) {
+fn admit(context: &mut Context, claim: &Claim, slot: usize, next: NodeId, onwards: &mut Onwards) {
     let Some((link, ports)) = hop_of(context, slot, next) else {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
     };
     if claim.source != source_of(link, ports) && !may_move(context, slot, next) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
     }
-    let key = link.key;
-    if let Err(reject) = check_replay(context, slot, next) {
-        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into()));
+    if next == NodeId::EntryUp {
+        return match check_replay(context, slot) {
+            Ok(key) => context.claims.push(slot, claim, &key),
+            Err(reject) => context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into())),
+        };
     }
-    context.claims.push(Claimant { slot: slot as u8, next, tag: claim.tag }, claim.tagged, &key);
+    if !relay::is_same_tag(context.node_keys.tag(link.key, claim.tagged), claim.tag) {
+        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
+    }
+    stamp(context, slot);
+    onwards.push(context, slot, next);
 }
 
-/// Makes the tags. What has the right one goes on.
-fn verify(context: &mut Context) {
+/// Makes the tags of clients' packets. What has the right one goes on.
+fn verify_clients(context: &mut Context, onwards: &mut Onwards) {
     let count = context.claims.tags.make().len();
-    // Most go the same way.
-    let (mut way, mut together) = (NodeId::RelayForward, Bitmap::default());
     for place in 0..count {
-        let Claimant { slot, next, tag } = context.claims.claimants[place];
+        let (slot, tag) = context.claims.claimants[place];
         let slot = usize::from(slot);
         if !relay::is_same_tag(context.claims.tags.made(place), tag) {
             context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
             continue;
         }
         stamp(context, slot);
-        if next != way {
-            context.move_all_on(together, NodeId::RelayInput, way);
-            (way, together) = (next, Bitmap::default());
-        }
-        together.insert(slot);
+        onwards.push(context, slot, NodeId::EntryUp);
     }
-    context.move_all_on(together, NodeId::RelayInput, way);
+}
+
+/// Authentic packets on their way out. Most of a batch go the same way.
+struct Onwards {
+    way: NodeId,
+    together: Bitmap,
+}
+
+impl Default for Onwards {
+    fn default() -> Self {
+        Self { way: NodeId::RelayForward, together: Bitmap::default() }
+    }
+}
+
+impl Onwards {
+    #[inline]
+    fn push(&mut self, context: &mut Context, slot: usize, next: NodeId) {
+        if next != self.way {
+            std::mem::replace(self, Self { way: next, together: Bitmap::default() }).move_on(context);
+        }
+        self.together.insert(slot);
+    }
+
+    fn move_on(self, context: &mut Context) {
+        context.move_all_on(self.together, NodeId::RelayInput, self.way);
+    }
 }
 
 /// The hop that the packet came over, if the session has it.
@@ -218,15 +237,13 @@ fn hop_of(context: &Context, slot: usize, next: NodeId) -> Option<(&Link, Source
     }
 }
 
-/// A packet from the client must be a new one. Only a look: what is marked must be authentic.
+/// A packet from the client must be a new one. Only a look: what is marked must be authentic, which the key returned tells.
 #[inline]
-fn check_replay(context: &Context, slot: usize, next: NodeId) -> Result<(), Reject> {
-    if next != NodeId::EntryUp {
-        return Ok(());
-    }
+fn check_replay(context: &Context, slot: usize) -> Result<relay::HopKey, Reject> {
     let packet = &context.packets[slot];
     let session = &context.slots[packet.slot as usize];
-    context.fans[session.fan as usize].check_from_client(packet.sequence)
+    context.fans[session.fan as usize].check_from_client(packet.sequence)?;
+    Ok(session.client_key)
 }
 
 /// True for a packet that may come from an address we do not know: its tag will tell.
