@@ -3,6 +3,7 @@
 use std::{mem::size_of, net::Ipv4Addr, ops::Range};
 
 use super::{
+    conntrack::NO_BINDING,
     driver::{Frames, Received},
     graph::NodeId,
     nat::Owner,
@@ -33,6 +34,8 @@ pub struct Packet {
     pub kind: Kind,
     /// The session's slot at this worker, or [`Packet::NO_SLOT`] for one of the gateway.
     pub slot: u32,
+    /// The NAT binding that was made for it while it waited, or [`NO_BINDING`].
+    pub binding: u32,
     /// The worker it is handed to.
     pub worker: u8,
     /// ICMP type of the error to be sent about it.
@@ -89,6 +92,7 @@ impl Packet {
         path: 0,
         kind: Kind::DataUp,
         slot: 0,
+        binding: NO_BINDING,
         worker: 0,
         icmp_type: 0,
         icmp_code: 0,

@@ -3,7 +3,7 @@
 //! They keep their frame, so nothing is copied. A ticket names one: place (16 bits) and a count of the
 //! place's uses (16 bits), so that an answer that comes twice finds nothing the second time.
 
-use super::{graph::NodeId, packet::Packet};
+use super::{graph::NodeId, packet::Packet, prefetch::prefetch};
 use crate::limits::WAITING_MAX;
 
 /// The table.
@@ -37,6 +37,19 @@ impl Waiting {
         place.uses = place.uses.wrapping_add(1);
         place.held = Some((packet, node));
         Some(u32::from(place.uses) << 16 | u32::from(index))
+    }
+
+    /// Asks for the packet of a ticket.
+    pub(super) fn prefetch(&self, ticket: u32) {
+        if let Some(place) = self.places.get(usize::from(ticket as u16)) {
+            prefetch(place);
+        }
+    }
+
+    /// The packet of a ticket; `None` where it is not there any more.
+    pub(super) fn get(&self, ticket: u32) -> Option<&Packet> {
+        let place = self.places.get(usize::from(ticket as u16))?;
+        place.held.as_ref().filter(|_| place.uses == (ticket >> 16) as u16).map(|(packet, _)| packet)
     }
 
     /// Takes the packet of a ticket out; `None` where it is not there any more.

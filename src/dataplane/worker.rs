@@ -11,7 +11,7 @@ use std::sync::{
 
 use super::{
     command::{Command, Event, PuntCause},
-    conntrack::{FanReport, Role, Slot},
+    conntrack::{FanReport, NO_BINDING, Role, Slot},
     context::Context,
     driver::{Driver, Received, Transmit},
     express::Express,
@@ -21,8 +21,8 @@ use super::{
     handoff::{self, HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
     nat::{
-        BindingInit, Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns,
-        token,
+        BindingInit, Bindings, Hosts6, NatConfig, ahead, established::Established, flow_cache::FlowCache,
+        held_syns::HeldSyns, token,
     },
     node_keys::NodeKeys,
     nodes::{icmp_error, icmp6_error, probe, punt::RESERVED_FOR_ANSWERS, relay_input::Claims},
@@ -257,6 +257,10 @@ impl<D: Driver> Worker<D> {
 
     /// Bounded, so that a burst of commands does not hold packets up; stops early where an answer might not fit.
     fn apply_commands(&mut self) -> usize {
+        if let Ok(next) = self.commands.read_chunk(self.commands.slots().min(COMMANDS_A_SWEEP)) {
+            let (first, rest) = next.as_slices();
+            ahead::new_flows(&self.context, self.driver.frames(), first.iter().chain(rest));
+        }
         let mut applied = 0;
         while applied < COMMANDS_A_SWEEP
             && self.context.events.slots() > 1
@@ -292,7 +296,7 @@ impl<D: Driver> Worker<D> {
             Command::SetBinding { index, binding } => self.set_binding(index, &binding),
             Command::SetBindingAndResume { index, binding, waiting } => {
                 self.set_binding(index, &binding);
-                self.resume(waiting);
+                self.resume(waiting, index);
             }
             Command::SetHost6 { place, address } => self.context.hosts6.set(place, address),
             Command::FreeBinding { index, idle_since } => {
@@ -305,7 +309,7 @@ impl<D: Driver> Worker<D> {
                 self.show_used();
                 self.tell(if is_kept { Event::BindingKept { index } } else { Event::BindingFreed { index } });
             }
-            Command::Resume { waiting } => self.resume(waiting),
+            Command::Resume { waiting } => self.resume(waiting, NO_BINDING),
             Command::Refuse { waiting, reason } => {
                 if let Some((packet, _)) = self.context.waiting.take(waiting) {
                     match reason {
@@ -388,13 +392,14 @@ impl<D: Driver> Worker<D> {
         self.show_used();
     }
 
-    fn resume(&mut self, waiting: u32) {
+    /// The packet goes on; `binding` was made for it.
+    fn resume(&mut self, waiting: u32, binding: u32) {
         if let Some((packet, node)) = self.context.waiting.take(waiting) {
             if node == NodeId::NatIn2out {
                 let waited = self.context.now.saturating_sub(packet.received);
                 self.histograms.first_packet.saturating_record(waited);
             }
-            self.context.inject(packet, node).expect("apply_commands leaves room for one packet");
+            self.context.inject(Packet { binding, ..packet }, node).expect("apply_commands leaves room for one packet");
         }
     }
 

@@ -7,6 +7,8 @@
 use super::{Binding, BindingKey, Endpoint, remote_end};
 use crate::{
     dataplane::{
+        command::Command,
+        conntrack::NO_BINDING,
         context::Context,
         driver::Frames,
         packet::{Bitmap, Packet},
@@ -22,7 +24,27 @@ const FEW_PACKETS: usize = 4;
 /// Fewer bindings stay in the cache by themselves.
 const FEW_BINDINGS: usize = 2048;
 
-/// For packets from inside that start at `l3`.
+/// For commands that are about to be applied: where new bindings are written, and the packets that wait for them.
+pub(in crate::dataplane) fn new_flows<'a>(
+    context: &Context,
+    frames: &mut Frames,
+    commands: impl Iterator<Item = &'a Command> + Clone,
+) {
+    let new = commands.filter_map(|command| match command {
+        Command::SetBindingAndResume { index, binding, waiting } => Some((*index, binding, *waiting)),
+        _ => None,
+    });
+    new.clone().for_each(|(index, binding, waiting)| {
+        context.bindings.prefetch_new(binding);
+        ask_for(context, Some(index));
+        context.waiting.prefetch(waiting);
+    });
+    for packet in new.filter_map(|(_, _, waiting)| context.waiting.get(waiting)) {
+        packet.ip(frames).first().into_iter().for_each(prefetch);
+    }
+}
+
+/// For packets from inside that start at `l3`. Those whose binding was just made for them need none of it.
 pub(in crate::dataplane) fn from_inside(context: &Context, frames: &mut Frames, batch: Bitmap) {
     if batch.count() < FEW_PACKETS || context.bindings.used() < FEW_BINDINGS {
         return;
@@ -31,7 +53,9 @@ pub(in crate::dataplane) fn from_inside(context: &Context, frames: &mut Frames, 
     let mut hashes = [0u32; PACKET_SLOTS];
     batch.for_each(|slot| {
         let packet = &context.packets[slot];
-        if let Some((protocol, (address, port), to)) = ends(packet, frames) {
+        if packet.binding == NO_BINDING
+            && let Some((protocol, (address, port), to)) = ends(packet, frames)
+        {
             let remote = context.is_endpoint_dependent.then(|| remote_end(protocol, to));
             let key = BindingKey { owner: packet.owner(), protocol, address, port, remote };
             hashes[slot] = bindings.hash(&key);

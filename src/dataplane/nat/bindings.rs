@@ -147,6 +147,14 @@ impl Bindings {
         self.by_inside.prefetch(hash);
     }
 
+    /// Asks for the lines of the tables that [`Bindings::insert`] of this binding writes, but for its own.
+    pub(in crate::dataplane) fn prefetch_new(&self, init: &BindingInit) {
+        self.prefetch_inside(self.hash(&init.key()));
+        if let Some(number) = self.outside.number_of(init.outside_address) {
+            self.prefetch_outside(number, init.protocol, init.outside_port);
+        }
+    }
+
     /// What [`Bindings::find`] will almost surely return: to be prefetched, not to be trusted.
     #[inline]
     pub fn candidate(&self, hash: u32) -> Option<u32> {

@@ -179,6 +179,10 @@ pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, nod
         let established = &mut context.established;
         let candidate = established.candidates[place];
         let Some(flow) = established.flows.find(candidate.set, candidate.key) else {
+            // The long way looks up the routes to both ends.
+            let (source, destination) = candidate.key.addresses();
+            context.routes.ask_for(source.into());
+            context.routes.ask_for(destination.into());
             others.insert(usize::from(candidate.slot));
             continue;
         };

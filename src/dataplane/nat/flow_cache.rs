@@ -52,6 +52,12 @@ impl FlowKey {
         Self([u64::from(source) << 32 | u64::from(destination), u64::from(ports) << 32 | u64::from(whence)])
     }
 
+    /// Source and destination.
+    #[inline]
+    pub(in crate::dataplane) fn addresses(self) -> (u32, u32) {
+        ((self.0[0] >> 32) as u32, self.0[0] as u32)
+    }
+
     /// The slot of the session that the packets come out of; `None`: they come off the wire.
     #[inline]
     pub(in crate::dataplane) fn session(self) -> Option<u32> {

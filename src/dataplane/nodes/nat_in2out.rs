@@ -120,7 +120,7 @@ fn nat_in2out(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
         remote: context.is_endpoint_dependent.then_some(remote),
     };
     let flags = segment.map_or(0, |segment| segment.flags);
-    let (index, binding) = match find(context, init.binding, &key, remote) {
+    let (index, binding) = match find(context, (init.binding, packet.binding), &key, remote) {
         Ok(Some(found)) => found,
         Ok(None) if segment.is_some() && flags & (tcp::SYN | tcp::ACK | tcp::RST) != tcp::SYN => {
             return Verdict::Drop(Reason::NotSyn);
@@ -186,14 +186,23 @@ fn leave(packet: &mut Packet, destination: Ipv4Addr, is_hairpin: bool, mtu: u16)
     fragment::unless_too_big(packet, mtu, NodeId::IpOutput)
 }
 
-/// The binding of a packet, `None` where a tunnel session has none yet.
-fn find(context: &Context, flow: u32, key: &BindingKey, remote: Endpoint) -> Result<Option<(u32, Binding)>, Reason> {
+/// The binding of a packet, `None` where a tunnel session has none yet: the one that its session is for (`flow`), that was
+/// `made` for the packet while it waited, or that is found by `key`.
+fn find(
+    context: &Context,
+    (flow, made): (u32, u32),
+    key: &BindingKey,
+    remote: Endpoint,
+) -> Result<Option<(u32, Binding)>, Reason> {
     if flow != NO_BINDING {
         let binding = context.bindings.get(flow).ok_or(Reason::NoMapping)?;
         let is_flow = binding.protocol == key.protocol
             && binding.inside() == (key.address, key.port)
             && binding.remote() == Some(remote);
         return if is_flow { Ok(Some((flow, *binding))) } else { Err(Reason::NotFlow) };
+    }
+    if let Some(binding) = context.bindings.get(made).filter(|binding| binding.key() == *key) {
+        return Ok(Some((made, *binding)));
     }
     Ok(context.bindings.find_inside(key).and_then(|index| Some((index, *context.bindings.get(index)?))))
 }
@@ -226,7 +235,7 @@ fn icmp_error_from_inside(context: &mut Context, frames: &mut Frames, slot: usiz
     let dependent = context.is_endpoint_dependent.then_some(remote);
     let key = BindingKey { owner, protocol: quote.protocol, address, port, remote: dependent };
     let Some(FanInit { binding: flow, .. }) = context.terms(owner) else { return Verdict::Drop(Reason::FreeSlot) };
-    let binding = match find(context, flow, &key, remote) {
+    let binding = match find(context, (flow, packet.binding), &key, remote) {
         Ok(Some((_, binding))) => binding,
         Ok(None) => return Verdict::Drop(Reason::NoMapping),
         Err(reason) => return Verdict::Drop(reason),
@@ -312,6 +321,17 @@ mod tests {
         assert!(has_valid_checksums(&out[0][14..]));
         bench.commands.push(Command::Resume { waiting }).unwrap();
         assert!(bench.sweep().is_empty(), "a second answer sends nothing");
+    }
+
+    #[test]
+    fn a_packet_that_waited_is_not_translated_by_a_binding_of_another() {
+        let mut bench = tunnel();
+        bench.run(&[up(1, &udp_packet((INSIDE, 1000), (SERVER, 53), b"question"))]);
+        let Ok(Event::Punt { waiting, .. }) = bench.events.pop() else { panic!("nothing punted") };
+        bench.bind_and_resume(Owner::session(3), (1001, 41_000), waiting);
+        assert!(bench.sweep().is_empty());
+        assert!(matches!(bench.events.pop(), Ok(Event::Punt { .. })), "it asks for its own");
+        assert_eq!(bench.run(&[up(2, &udp_packet((INSIDE, 1001), (SERVER, 53), b"question"))]).len(), 1);
     }
 
     #[test]
