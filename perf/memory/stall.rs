@@ -214,11 +214,11 @@ impl Control {
     fn scan(&self, from: usize, count: usize) -> usize {
         let stamps = &self.published.slots;
         let idle = (0..count).filter(|at| {
-            let stamp = &stamps[(from + at) % stamps.len()];
+            let stamp = &stamps[(from + at) % stamps.count()];
             stamp.last_seen.load(Relaxed) == u32::MAX && stamp.packets.load(Relaxed) > 0
         });
         std::hint::black_box(idle.count());
-        (from + count) % stamps.len()
+        (from + count) % stamps.count()
     }
 
     /// As `show sessions`: a line of JSON a session.

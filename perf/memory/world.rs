@@ -87,7 +87,6 @@ impl World {
         let config = WorkerConfig {
             index,
             identity,
-            slots,
             fans: if has_fan { slots } else { 0 },
             bindings,
             nat: nat_config(bindings),
@@ -153,20 +152,18 @@ impl World {
         };
         if role != Role::Relay {
             let init = FanInit { mtu: 1400, ..FanInit::NONE };
-            self.tell(Command::InitFan { fan: session, init });
+            self.tell(Command::InitFan { fan: session, init, client_key: client_key(session) });
             for path in 0..self.case.paths {
                 let link = if role == Role::Entry { down(session, path) } else { up(session, path) };
                 self.tell(Command::SetFanLink { fan: session, path, link: Some((link, SourcePorts::default())) });
             }
         }
-        let slot = session;
-        let (generation, client_key) = (generation(session), client_key(session));
         let up = match role {
             Role::Entry => Link { address: CLIENT, port: 5555, ..up(session, 0) },
             _ => up(session, 0),
         };
         let (fan, down) = (if role == Role::Relay { 0 } else { session }, down(session, 0));
-        self.tell(Command::SetSlot { slot, generation, role, fan, up, down, client_key });
+        self.tell(Command::SetSlot { slot: session, generation: generation(session), role, fan, up, down });
     }
 
     fn binding(&self, flow: u32) -> BindingInit {
@@ -309,7 +306,6 @@ pub(crate) fn relay_slot(session: u32) -> Command {
         fan: 0,
         up: up(session, 0),
         down: down(session, 0),
-        client_key: client_key(session),
     }
 }
 

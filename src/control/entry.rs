@@ -256,12 +256,12 @@ impl Control {
         // The client's port becomes known by its first authentic keep-alive.
         let (up, client_key) = (Link { address: entry.source, ..Link::NONE }, entry.key);
         let worker = ct_index.worker();
-        self.command(worker, Command::InitFan { fan, init });
+        self.command(worker, Command::InitFan { fan, init, client_key });
         for (path, link) in links {
             self.command(worker, Command::SetFanLink { fan, path, link: Some(link) });
         }
         let (slot, role, down) = (ct_index.slot(), Role::Entry, Link::NONE);
-        self.command(worker, Command::SetSlot { slot, generation, role, fan, up, down, client_key });
+        self.command(worker, Command::SetSlot { slot, generation, role, fan, up, down });
         self.counters.opened += 1;
         tracing::debug!(slot = ct_index.0, "session opened");
         self.respond_opened(ct_index, generation, &waiters);

@@ -132,13 +132,12 @@ impl Control {
                 let worker = ct_index.worker();
                 if let Some(mtu) = new_mtu {
                     let init = terms(kind, flow_binding, mtu);
-                    self.command(worker, Command::InitFan { fan, init });
+                    self.command(worker, Command::InitFan { fan, init, client_key: Default::default() });
                 }
                 self.command(worker, Command::SetFanLink { fan, path: setup.path, link: Some((link, ports)) });
                 if new_mtu.is_some() {
-                    let (slot, role, client_key) = (ct_index.slot(), Role::Exit, Default::default());
-                    let (up, down) = (Link::NONE, Link::NONE);
-                    self.command(worker, Command::SetSlot { slot, generation, role, fan, up, down, client_key });
+                    let (slot, up, down) = (ct_index.slot(), Link::NONE, Link::NONE);
+                    self.command(worker, Command::SetSlot { slot, generation, role: Role::Exit, fan, up, down });
                 }
                 (key, fresh_port)
             }

@@ -44,7 +44,7 @@ pub(crate) struct TableWorker {
     pub(crate) published: Arc<Published>,
     /// By slot: generation, role, fan, up, down.
     pub(crate) slots: BTreeMap<u32, (u16, Role, u32, Link, Link)>,
-    /// Keys of entries' clients, by slot.
+    /// Keys of entries' clients, by fan.
     client_keys: BTreeMap<u32, HopKey>,
     /// By number.
     pub(crate) node_keys: BTreeMap<u16, HopKey>,
@@ -87,9 +87,10 @@ impl TableWorker {
     fn apply(&mut self, command: Command, now: Nanos) -> Option<Event> {
         let tick = self.tick.at(now);
         match command {
-            Command::InitFan { fan, init } => {
+            Command::InitFan { fan, init, client_key } => {
                 assert!(self.slots.values().all(|slot| slot.1 == Role::Relay || slot.2 != fan), "fan {fan} is in use");
                 self.fans.insert(fan, (init, [None; PATHS_MAX]));
+                self.client_keys.insert(fan, client_key);
             }
             Command::SetFanLink { fan, path, link } => {
                 // Clearing a link of a fan that was freed a moment ago is harmless.
@@ -99,7 +100,7 @@ impl TableWorker {
                 }
             }
             Command::SetNodeKey { number, key } => drop(self.node_keys.insert(number.0, key)),
-            Command::SetSlot { slot, generation, role, fan, up, down, client_key } => {
+            Command::SetSlot { slot, generation, role, fan, up, down } => {
                 match self.slots.get(&slot) {
                     Some(held) => assert_eq!(held.0, generation, "slot {slot} is in use"),
                     None => assert_ne!(self.generations.insert(slot, generation), Some(generation), "reused as it was"),
@@ -115,7 +116,6 @@ impl TableWorker {
                     assert!(links.iter().any(Option::is_some), "the links come before the slot");
                 }
                 self.slots.insert(slot, (generation, role, fan, up, down));
-                self.client_keys.insert(slot, client_key);
                 self.published.slots[slot as usize].reset(tick);
             }
             Command::FreeSlot { slot, generation, idle_since } => {
@@ -462,7 +462,7 @@ impl Net {
             way.push((node.config.name.clone(), end.ct_index));
             let up = if role == Role::Exit { worker.fans[&fan].1[path].expect("a link for the path") } else { up };
             let own_key = match role {
-                Role::Entry => worker.client_keys[&end.ct_index.slot()],
+                Role::Entry => worker.client_keys[&fan],
                 _ => worker.node_keys[&up.key.0],
             };
             assert_eq!(own_key, key, "both ends of the hop share the key");

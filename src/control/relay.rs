@@ -150,8 +150,7 @@ impl Control {
                 session.since = now;
                 let slot = ct_index.slot();
                 let fan = RelayPorts { up: up_ports, down: ports }.to_bits();
-                let (role, client_key) = (Role::Relay, Default::default());
-                let command = Command::SetSlot { slot, generation, role, fan, up, down, client_key };
+                let command = Command::SetSlot { slot, generation, role: Role::Relay, fan, up, down };
                 self.command(ct_index.worker(), command);
                 self.respond_set_up(ct_index, waiters);
             }

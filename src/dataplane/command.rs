@@ -18,12 +18,12 @@ use crate::{Nanos, telemetry::histogram::Histograms, wire::relay::HopKey};
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Command {
-    /// Starts fan `fan` anew: no links, empty window, counters at zero.
-    InitFan { fan: u32, init: FanInit },
+    /// Starts fan `fan` anew: no links, empty window, counters at zero. `client_key`: at an entry, of the client's hop.
+    InitFan { fan: u32, init: FanInit, client_key: HopKey },
     /// Sets or clears the link of path `path` in a fan.
     SetFanLink { fan: u32, path: u8, link: Option<(Link, SourcePorts)> },
     /// Puts a slot into use, or rewrites it in place (the same generation). `fan`: as in [`Slot`](super::conntrack::Slot).
-    SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link, client_key: HopKey },
+    SetSlot { slot: u32, generation: u16, role: Role, fan: u32, up: Link, down: Link },
     /// Sets the key of a number, before the first link that names it.
     SetNodeKey { number: NodeKey, key: HopKey },
     /// Frees a slot of this generation, with `idle_since` only where its stamp is still that one.

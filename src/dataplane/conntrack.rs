@@ -3,12 +3,9 @@
 //! A relay needs one [`Slot`], one cache line. An entry or exit needs a [`Fan`] besides: the session's up to
 //! eight paths, its duplicate window and its sequence.
 
-use std::{
-    mem::size_of,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::{limits, wire::relay::HopKey};
+use crate::limits;
 
 /// Which slot of which worker: worker (8 bits) | slot (24 bits). Travels in the relay header.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -67,7 +64,7 @@ pub struct Link {
     pub generation: u16,
     /// Its slot.
     pub ct_index: CtIndex,
-    /// Key of the tags in both directions. Not of a client's hop: see [`Slot::client_key`].
+    /// Key of the tags in both directions. A client's hop has one of its own, in the [`Fan`](super::fan::Fan).
     pub key: NodeKey,
 }
 
@@ -117,9 +114,9 @@ impl RelayPorts {
     }
 }
 
-/// A session at this node: one cache line.
+/// A session at this node. With its stamp it is one cache line ([`Slots`](super::slots::Slots)).
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
+#[repr(C)]
 pub struct Slot {
     /// Changes with each reuse of the slot; packets of the last use are refused.
     pub generation: u16,
@@ -131,17 +128,12 @@ pub struct Slot {
     pub up: Link,
     /// Towards the server. Only a relay's.
     pub down: Link,
-    /// Key of the client's hop. Only an entry's.
-    pub client_key: HopKey,
 }
 
 impl Slot {
     /// A slot that is not in use.
-    pub const FREE: Self =
-        Self { generation: 0, role: Role::Free, fan: 0, up: Link::NONE, down: Link::NONE, client_key: [0; 16] };
+    pub const FREE: Self = Self { generation: 0, role: Role::Free, fan: 0, up: Link::NONE, down: Link::NONE };
 }
-
-const _: () = assert!(size_of::<Slot>() == 64, "a relay's packet touches one cache line of conntrack");
 
 /// What is written of a new fan; window and counters start at zero.
 #[derive(Clone, Copy, Debug)]

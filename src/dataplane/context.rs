@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     command::{Event, PuntCause},
-    conntrack::{FanInit, Link, Role, SOURCE_PORTS, Slot, SourcePorts},
+    conntrack::{FanInit, Link, Role, SOURCE_PORTS, SourcePorts},
     driver::Frames,
     express::Express,
     fan::Fan,
@@ -30,6 +30,7 @@ use super::{
     reason::Reason,
     reassembly::Reassembly,
     route_cache::RouteCache,
+    slots::Slots,
     waiting::Waiting,
 };
 use crate::{Nanos, limits::PACKET_SLOTS};
@@ -55,7 +56,7 @@ pub struct Context {
     /// Why a packet on its way to `punt` goes there.
     pub punts: Box<[PuntCause; PACKET_SLOTS]>,
     /// Sessions.
-    pub slots: HugeArray<Slot>,
+    pub slots: Slots,
     /// Their fans.
     pub fans: HugeArray<Fan>,
     /// NAT bindings.

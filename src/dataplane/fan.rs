@@ -5,7 +5,7 @@ use super::{
     prefetch::prefetch,
     window::{Reject, Window},
 };
-use crate::limits::PATHS_MAX;
+use crate::{limits::PATHS_MAX, wire::relay::HopKey};
 
 /// Words of the window of packets from the client. They come over one path, so they overtake each other less than
 /// those that merge: 1984 of them, at 50,000 a second 40 ms.
@@ -25,6 +25,8 @@ pub struct Fan {
     pub next_sequence: u64,
     lowest: u64,
     window: Window,
+    /// Entry: key of the client's hop.
+    pub client_key: HopKey,
     /// Entry: what came from the client.
     from_client: Window<CLIENT_WORDS>,
     lanes: [Lane; PATHS_MAX],
@@ -68,13 +70,14 @@ const _: () = assert!(PATHS_MAX <= 8, "Fan::paths has a bit for each path");
 
 impl Fan {
     /// A fan without paths.
-    pub fn new(init: FanInit) -> Self {
+    pub fn new(init: FanInit, client_key: HopKey) -> Self {
         Self {
             init,
             paths: 0,
             next_sequence: 1,
             lowest: 0,
             window: Window::default(),
+            client_key,
             from_client: Window::default(),
             lanes: [Lane { link: Link::NONE, ports: SourcePorts::default(), counters: PathCounters::default() };
                 PATHS_MAX],
@@ -83,7 +86,7 @@ impl Fan {
 
     /// A fan that no session uses.
     pub fn unused() -> Self {
-        Self::new(FanInit::NONE)
+        Self::new(FanInit::NONE, HopKey::default())
     }
 
     /// Asks for the lines that a packet of this path and sequence number touches.

@@ -37,6 +37,7 @@ pub mod reassembly;
 pub mod route_cache;
 pub mod route_table;
 pub mod rss;
+pub mod slots;
 pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;

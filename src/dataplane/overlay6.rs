@@ -182,7 +182,7 @@ fn policy_is_checked_before_anything_is_allocated() {
 fn a_session_without_an_inside_address_of_ipv6_carries_none() {
     let mut exit = Exit::new(|_| {});
     let init = FanInit { inside: INSIDE, mtu: 1400, ..FanInit::NONE };
-    exit.bench.tell(Command::InitFan { fan: 1, init });
+    exit.bench.tell(Command::InitFan { fan: 1, init, client_key: [0; 16] });
     let link = Link { address: UPSTREAM, port: DATA_PORT, generation: 1, ct_index: CtIndex(9), key: UP };
     exit.bench.tell(Command::SetFanLink { fan: 1, path: 0, link: Some((link, SourcePorts::default())) });
     for source in [INSIDE6, Ipv6Addr::UNSPECIFIED] {
@@ -321,12 +321,12 @@ fn pings_in_fragments_are_translated_but_not_to_ipv4() {
 fn two_clients_with_the_same_address_do_not_mix() {
     let mut exit = Exit::new(|_| {});
     let init = FanInit { inside: INSIDE, inside6: INSIDE6, binding: NO_BINDING, mtu: INSIDE_MTU };
-    exit.bench.tell(Command::InitFan { fan: 2, init });
+    exit.bench.tell(Command::InitFan { fan: 2, init, client_key: [0; 16] });
     let link = Link { address: DOWNSTREAM, port: DATA_PORT, generation: 1, ct_index: CtIndex(9), key: DOWN };
     exit.bench.tell(Command::SetFanLink { fan: 2, path: 0, link: Some((link, SourcePorts::default())) });
     let (up, down) = (Link::NONE, Link::NONE);
-    let (role, client_key) = (Role::Exit, [0; 16]);
-    exit.bench.tell(Command::SetSlot { slot: 4, generation: GENERATION, role, fan: 2, up, down, client_key });
+    let role = Role::Exit;
+    exit.bench.tell(Command::SetSlot { slot: 4, generation: GENERATION, role, fan: 2, up, down });
     exit.bind(Translation::Nat66, ip4::UDP, 1000, PORT6);
     let question = udp6_packet((INSIDE6, 1000), (SERVER6, 53), b"question");
     assert_eq!(exit.up(&question)[..], passed_router(udp6_packet((US6, PORT6), (SERVER6, 53), b"question")));

@@ -3,14 +3,18 @@
 //! Each value has one writer, the worker, and any number of readers: relaxed loads and stores, no lock and no
 //! read-modify-write instruction.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
 
 use super::{
     huge::{HugeArray, Memory},
     reason::Reason,
+    slots::Stamps,
 };
 
-/// When a slot or binding was last used, and how much it carried. Four share a cache line.
+/// When a slot or binding was last used, and how much it carried.
 #[derive(Debug, Default)]
 #[repr(C, align(16))]
 pub struct Stamp {
@@ -129,8 +133,8 @@ pub struct WorkerCounters {
 #[derive(Debug)]
 pub struct Published {
     /// By slot.
-    pub slots: HugeArray<Stamp>,
-    /// By binding.
+    pub slots: Arc<Stamps>,
+    /// By binding. Four share a cache line.
     pub bindings: HugeArray<Stamp>,
     /// By binding: the number of its [`Class`](super::nat::Class).
     pub classes: HugeArray<AtomicU8>,
@@ -144,7 +148,7 @@ impl Published {
     /// Zeroes for this many slots and bindings.
     pub fn new(slots: usize, bindings: usize) -> Self {
         Self {
-            slots: HugeArray::from_fn(slots, |_| Stamp::default()),
+            slots: Arc::new(Stamps::new(slots)),
             bindings: HugeArray::from_fn(bindings, |_| Stamp::default()),
             classes: HugeArray::from_fn(bindings, |_| AtomicU8::default()),
             nodes: Box::new(std::array::from_fn(|_| NodeCounters::default())),

@@ -115,7 +115,6 @@ impl Bench {
         let config = WorkerConfig {
             index,
             identity: identity(workers),
-            slots: 16,
             fans: 8,
             bindings: 16,
             nat,
@@ -238,7 +237,6 @@ impl Bench {
             fan: 0,
             up: link(UPSTREAM, DATA_PORT, 11, UP),
             down: link(DOWNSTREAM, DATA_PORT, 12, DOWN),
-            client_key: [0; 16],
         });
     }
 
@@ -252,7 +250,6 @@ impl Bench {
             fan: 0,
             up: link(CLIENT, 5555, 0, NodeKey(0)),
             down: Link::NONE,
-            client_key: UP_KEY,
         });
     }
 
@@ -266,7 +263,6 @@ impl Bench {
             fan: 1,
             up: Link::NONE,
             down: Link::NONE,
-            client_key: [0; 16],
         });
     }
 
@@ -282,7 +278,7 @@ impl Bench {
     }
 
     fn fan_of(&mut self, fan: u32, paths: u8, init: FanInit, address: Ipv4Addr, key: NodeKey) {
-        self.tell(Command::InitFan { fan, init });
+        self.tell(Command::InitFan { fan, init, client_key: UP_KEY });
         for path in 0..paths {
             let link = link(address, DATA_PORT, 20 + u32::from(path), key);
             self.tell(Command::SetFanLink { fan, path, link: Some((link, SourcePorts::default())) });

@@ -32,6 +32,7 @@ use super::{
     reason::Reason,
     reassembly::Reassembly,
     route_cache::RouteCache,
+    slots::{SLOT_BYTES, Slots},
     tick::Tick,
     waiting::Waiting,
 };
@@ -49,8 +50,6 @@ pub struct WorkerConfig {
     pub index: usize,
     /// The node's addresses and keys.
     pub identity: Identity,
-    /// Conntrack slots.
-    pub slots: u32,
     /// Fans: sessions this worker can be entry or exit of.
     pub fans: u32,
     /// NAT bindings.
@@ -65,12 +64,12 @@ pub struct WorkerConfig {
 
 /// Huge pages that the tables of a worker take where they can; `nat` and the sizes as in [`WorkerConfig`].
 pub fn huge_pages(slots: u32, fans: u32, bindings: u32, nat: &NatConfig) -> usize {
-    huge_pages_for(slots as usize * size_of::<Slot>())
+    huge_pages_for(slots as usize * SLOT_BYTES)
         + huge_pages_for(fans as usize * size_of::<Fan>())
         + Bindings::huge_pages(bindings, nat.filtering, nat.outside(1).numbers().count())
         + FlowCache::huge_pages(bindings)
         + Hosts6::huge_pages(hosts6(bindings, nat))
-        + [slots, bindings].map(|stamps| huge_pages_for(stamps as usize * size_of::<Stamp>())).iter().sum::<usize>()
+        + huge_pages_for(bindings as usize * size_of::<Stamp>())
         + huge_pages_for(bindings as usize)
 }
 
@@ -140,7 +139,7 @@ impl<D: Driver> Worker<D> {
             express: Express::new(&config.identity),
             packets: Box::new([Packet::EMPTY; PACKET_SLOTS]),
             punts: Box::new([no_cause; PACKET_SLOTS]),
-            slots: HugeArray::new(config.slots as usize, &Slot::FREE),
+            slots: Slots::own(published.slots.clone()),
             fans: HugeArray::new(config.fans as usize, &Fan::unused()),
             node_keys: NodeKeys::new(&config.hash_key),
             bindings: Bindings::new(
@@ -194,9 +193,8 @@ impl<D: Driver> Worker<D> {
 
     /// The memory of each of its tables.
     pub fn memory(&self) -> impl Iterator<Item = Memory> {
-        let Context { slots, fans, bindings, established, hosts6, published, .. } = &self.context;
-        let tables = [slots.memory(), fans.memory()]
-            .into_iter()
+        let Context { fans, bindings, established, hosts6, published, .. } = &self.context;
+        let tables = std::iter::once(fans.memory())
             .chain(bindings.memory())
             .chain(established.flows.memory())
             .chain(hosts6.memory());
@@ -276,9 +274,9 @@ impl<D: Driver> Worker<D> {
 
     fn apply(&mut self, command: Command) {
         match command {
-            Command::InitFan { fan, init } => {
+            Command::InitFan { fan, init, client_key } => {
                 if let Some(fan) = self.context.fans.get_mut(fan as usize) {
-                    *fan = Fan::new(init);
+                    *fan = Fan::new(init, client_key);
                 }
             }
             Command::SetFanLink { fan, path, link } => {
@@ -288,8 +286,8 @@ impl<D: Driver> Worker<D> {
                     self.width = self.width.max(fan.width());
                 }
             }
-            Command::SetSlot { slot, generation, role, fan, up, down, client_key } => {
-                self.set_slot(slot, Slot { generation, role, fan, up, down, client_key });
+            Command::SetSlot { slot, generation, role, fan, up, down } => {
+                self.set_slot(slot, Slot { generation, role, fan, up, down });
             }
             Command::SetNodeKey { number, key } => self.context.node_keys.set(number, &key),
             Command::FreeSlot { slot, generation, idle_since } => self.free_slot(slot, generation, idle_since),
@@ -697,8 +695,7 @@ mod tests {
         let nat = NatConfig { filtering: Filtering::AddressDependent, ..NatConfig::of(&identity) };
         let [slots, fans, bindings] = [70_000, 3_000, 50_000];
         let clock = quanta::Clock::mock().0;
-        let config =
-            WorkerConfig { index: 0, identity, slots, fans, bindings, nat: nat.clone(), hash_key: [0; 16], clock };
+        let config = WorkerConfig { index: 0, identity, fans, bindings, nat: nat.clone(), hash_key: [0; 16], clock };
         let (_, commands) = rtrb::RingBuffer::new(1);
         let (events, _) = rtrb::RingBuffer::new(1);
         let rings = Rings { commands, events, handoff: handoff::mesh(1).remove(0) };
@@ -801,7 +798,6 @@ mod tests {
             fan: slot.fan,
             up: unknown,
             down: slot.down,
-            client_key: slot.client_key,
         });
         let out = bench.run(&[Relayed::down(2, 1, vec![]).frame()]);
         assert_eq!(sent(&out[0], &UP_KEY).to, (ROUTER, 999));

@@ -307,7 +307,6 @@ impl Threads {
             let worker = WorkerConfig {
                 index,
                 identity,
-                slots: config.limits.slots,
                 fans: config.limits.sessions,
                 bindings: config.limits.bindings,
                 nat: config.nat.clone(),

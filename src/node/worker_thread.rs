@@ -181,7 +181,6 @@ mod tests {
         let config = WorkerConfig {
             index: 0,
             identity,
-            slots: 4,
             fans: 4,
             bindings: 4,
             nat: NatConfig::of(&identity),

@@ -129,7 +129,6 @@ impl Node {
             let config = WorkerConfig {
                 index,
                 identity,
-                slots: SLOTS,
                 fans: SLOTS,
                 bindings: SLOTS,
                 nat: nat(&identity),

@@ -107,7 +107,6 @@ impl Node {
             let config = WorkerConfig {
                 index,
                 identity,
-                slots: SLOTS,
                 fans: 4,
                 bindings: 16,
                 nat,
@@ -239,6 +238,7 @@ fn tables(worker: usize) -> Vec<Command> {
     let fan = |fan, binding| Command::InitFan {
         fan,
         init: FanInit { inside: *INSIDE.ip(), binding, mtu: 1400, ..FanInit::NONE },
+        client_key: KEY,
     };
     let path = |fan, path, to| Command::SetFanLink { fan, path, link: Some((link(to, 9), SourcePorts::default())) };
     let slot = |slot, role, fan, up| Command::SetSlot {
@@ -248,7 +248,6 @@ fn tables(worker: usize) -> Vec<Command> {
         fan,
         up: link(up, 0),
         down: link(OTHER_PEER, 8),
-        client_key: KEY,
     };
     let binding = |slot, protocol, number, mapping| BindingInit {
         owner: Owner::session(slot),

@@ -19,7 +19,7 @@ fn entry_down(context: &mut Context, frames: &mut Frames, slot: usize) -> Verdic
     if session.up.port == 0 {
         return Verdict::Drop(Reason::NoPath);
     }
-    let (link, key) = (&session.up, &session.client_key);
+    let (link, key) = (&session.up, &context.fans[session.fan as usize].client_key);
     outer::rewrite_batched(frames, packet, &context.identity, link, key, &mut context.unsigned);
     Verdict::Next(NodeId::IpOutput)
 }

@@ -62,7 +62,6 @@ mod tests {
             fan: 0,
             up: link(UPSTREAM, UP),
             down: link(address, DOWN),
-            client_key: [0; 16],
         });
     }
 

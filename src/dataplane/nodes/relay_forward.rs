@@ -37,8 +37,7 @@ mod tests {
         let slot = bench.worker.context().slots[1];
         let ports = RelayPorts { up: SourcePorts { ours: 1, theirs: 20 }, down: SourcePorts { ours: 255, theirs: 40 } };
         let (generation, role, fan) = (slot.generation, slot.role, ports.to_bits());
-        let (up, down, client_key) = (slot.up, slot.down, slot.client_key);
-        bench.tell(Command::SetSlot { slot: 1, generation, role, fan, up, down, client_key });
+        bench.tell(Command::SetSlot { slot: 1, generation, role, fan, up: slot.up, down: slot.down });
         let up = |port| Relayed { from: (UPSTREAM, port), ..Relayed::up(1, 1, vec![]) }.frame();
         let down = |port| Relayed { from: (DOWNSTREAM, port), ..Relayed::down(1, 1, vec![]) }.frame();
         let out = bench.run(&[up(DATA_PORT + 20), down(DATA_PORT + 40)]);

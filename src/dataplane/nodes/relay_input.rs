@@ -13,7 +13,6 @@ use crate::{
         conntrack::{CtIndex, Link, RelayPorts, Role, SourcePorts},
         outer::RELAY_AT,
         packet::Bitmap,
-        prefetch::prefetch,
         tags::Tags,
         window::Reject,
     },
@@ -102,15 +101,11 @@ impl Claims {
     }
 }
 
-/// Asks for the line of the session that a relay header names, and for that of its stamp. Nothing is checked: it may be the
-/// wrong one, and nothing else comes of it.
+/// Asks for the line of the session that a relay header names. Nothing is checked: it may be the wrong one, and nothing else
+/// comes of it.
 #[inline]
 pub(in crate::dataplane) fn ask_for_session(context: &Context, header: &[u8]) {
-    let index = CtIndex(read_u32(header, relay::CT_INDEX)).slot() as usize;
-    if let (Some(session), Some(stamp)) = (context.slots.get(index), context.published.slots.get(index)) {
-        prefetch(session);
-        prefetch(stamp);
-    }
+    context.slots.prefetch(CtIndex(read_u32(header, relay::CT_INDEX)).slot() as usize);
 }
 
 /// Slot, generation, direction. Where the session is spread over paths, asks for the memory of this one.
@@ -241,9 +236,9 @@ fn hop_of(context: &Context, slot: usize, next: NodeId) -> Option<(&Link, Source
 #[inline]
 fn check_replay(context: &Context, slot: usize) -> Result<relay::HopKey, Reject> {
     let packet = &context.packets[slot];
-    let session = &context.slots[packet.slot as usize];
-    context.fans[session.fan as usize].check_from_client(packet.sequence)?;
-    Ok(session.client_key)
+    let fan = &context.fans[context.slots[packet.slot as usize].fan as usize];
+    fan.check_from_client(packet.sequence)?;
+    Ok(fan.client_key)
 }
 
 /// True for a packet that may come from an address we do not know: its tag will tell.
@@ -262,7 +257,7 @@ fn source_of(link: &Link, ports: SourcePorts) -> (u32, u16) {
 #[inline]
 fn stamp(context: &Context, slot: usize) {
     let packet = &context.packets[slot];
-    let stamp = &context.published.slots[packet.slot as usize];
+    let stamp = context.slots.stamp(packet.slot as usize).expect("it was looked up");
     if packet.kind.is_up() {
         stamp.touch(context.tick, packet.ip_length());
     } else {

@@ -277,8 +277,7 @@ mod tests {
         bench.commands.push(binding).unwrap();
         bench.commands.push(slot).unwrap();
         let (role, fan, up, down) = (Role::Exit, 1, Link::NONE, Link::NONE);
-        let (generation, client_key) = (GENERATION + 1, [0; 16]);
-        bench.commands.push(Command::SetSlot { slot: 3, generation, role, fan, up, down, client_key }).unwrap();
+        bench.commands.push(Command::SetSlot { slot: 3, generation: GENERATION + 1, role, fan, up, down }).unwrap();
         let binding = BindingInit {
             owner: Owner::session(3),
             protocol: ip4::UDP,

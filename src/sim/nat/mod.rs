@@ -185,7 +185,6 @@ impl Nat {
             let config = WorkerConfig {
                 index,
                 identity,
-                slots: 1,
                 fans: 1,
                 bindings: setup.bindings,
                 nat: nat.clone(),
