@@ -24,16 +24,30 @@ use starnet::{
     },
 };
 
-use crate::{case::Case, flows::NewFlows};
+use crate::{
+    case::Case,
+    flows::NewFlows,
+    tails::{Kind, Tails, measure},
+};
 
-const SLICE: Duration = Duration::from_millis(300);
-const REST: Duration = Duration::from_millis(60);
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Between two chunks of new flows.
+const REST: Duration = Duration::from_millis(6);
 
 /// Flows that are set up beside each kind, in chunks.
 const CHUNKS: u32 = 8;
 
-/// What goes on beside the packets.
-const ALL: [&str; 6] = ["quiet", "flows", "flows, none matches", "hosts", "hosts, none matches", "ports and summary"];
+/// What is listed beside the packets. In the quiet one, and in its control, the control core only looks for events.
+const ALL: [&str; 7] = [
+    "quiet",
+    "flows",
+    "flows, none matches",
+    "hosts",
+    "hosts, none matches",
+    "ports and summary",
+    "control: quiet, once more",
+];
 
 /// Not a kind: the control core sleeps, for the kernel takes the core from a real-time thread that never does.
 const RESTING: usize = usize::MAX;
@@ -106,36 +120,22 @@ pub(crate) fn run(case: Case, rounds: usize, packets_a_second: u64) {
             let (count, time) = flows.set_up();
             flows.listings().begin(RESTING);
             *sum = (sum.0 + count, sum.1 + time);
-            sleep(REST / 10);
+            sleep(REST);
         }
     }
 
     flows.world.active = known;
     flows.world.prepare();
     flows.world.worker.driver().pace(packets_a_second);
-    let mut lines = Vec::new();
+    let mut tails = Tails::new(ALL[1..].iter().map(|name| Kind { name, length: SLICE, every: 1 }));
     for round in 0..=rounds {
-        let mut slices = serde_json::Map::new();
-        for (kind, name) in ALL.iter().enumerate() {
-            flows.listings().begin(kind);
-            flows.world.worker.driver().begin_slice();
-            let until = Instant::now() + SLICE;
-            let mut sweeps = 0u64;
-            while !sweeps.is_multiple_of(64) || Instant::now() < until {
-                sweeps += 1;
-                flows.world.worker.sweep(flows.clock.delta_as_nanos(0, flows.clock.raw()));
-            }
-            let seen = flows.world.worker.driver().end_slice();
+        tails.round(round, |slice| {
+            flows.listings().begin(slice.kind.map_or(0, |place| place + 1));
+            let times = measure(&mut flows.world.worker, slice.length, || ());
             flows.listings().begin(RESTING);
-            let at = |quantile| seen.value_at_quantile(quantile);
-            let values = serde_json::json!({"p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "max": seen.max()});
-            slices.insert((*name).into(), values);
-            sleep(REST);
-        }
-        // The first round warms up.
-        if round > 0 {
-            lines.push(slices);
-        }
+            sleep(slice.rest());
+            times
+        });
     }
 
     let (_, listings) = flows.stop();
@@ -154,5 +154,8 @@ pub(crate) fn run(case: Case, rounds: usize, packets_a_second: u64) {
     let rate = |(count, time): (u64, Duration)| count as f64 / time.as_secs_f64();
     let news: serde_json::Map<_, _> =
         ALL.iter().zip(news).map(|(name, sum)| ((*name).into(), rate(sum).into())).collect();
-    println!("{}", serde_json::json!({ "rounds": lines, "pages": pages, "new_flows_a_second": news }));
+    println!(
+        "{}",
+        serde_json::json!({ "rounds": rounds, "tails": tails.report(), "pages": pages, "new_flows_a_second": news })
+    );
 }

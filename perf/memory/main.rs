@@ -14,6 +14,7 @@ mod replay;
 mod setup;
 mod stall;
 mod tags;
+mod tails;
 mod world;
 
 use std::{

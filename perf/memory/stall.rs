@@ -2,7 +2,8 @@
 //! worst.
 //!
 //! Packets fall due at a fixed rate; residence is from then until the driver is given them, so a worker that comes late is
-//! seen. Quiet slices and others take turns. For contrast the design that this one replaces: one table under a lock, which
+//! seen. Quiet slices and others take turns ([`tails`](crate::tails)). Two kinds are controls of the method: nothing is done
+//! in one, and in the other the control core's processor is busy with nothing. For contrast the design that this one replaces: one table under a lock, which
 //! the ageing thread holds while it scans.
 
 use std::{
@@ -15,38 +16,45 @@ use std::{
         },
         mpsc::{Receiver, Sender, channel},
     },
-    thread::sleep,
-    time::{Duration, Instant},
+    thread::{Thread, park_timeout, sleep},
+    time::Duration,
 };
 
 use hdrhistogram::Histogram;
-use starnet::dataplane::{
-    command::{Command, Event},
-    graph::NODES,
-    handoff,
-    published::Published,
-    worker::Worker,
+use starnet::{
+    control::page::ROWS_MAX,
+    dataplane::{
+        command::{Command, Event},
+        graph::NODES,
+        handoff,
+        published::Published,
+        worker::Worker,
+    },
 };
 
 use crate::{
     case::Case,
     replay::Replay,
+    tails::{Kind, Tails, WARM_UP, measure},
     world::{World, generation, relay_slot},
 };
 
 /// Sessions whose packets come; the rest of the table is what is written, aged and listed.
 const ACTIVE: u32 = 1 << 20;
 
-/// Short enough that the kernel does not take the core from a real-time thread.
-const SLICE: Duration = Duration::from_millis(300);
-const REST: Duration = Duration::from_millis(60);
+/// Of what comes again and again within milliseconds, and of a scan of the whole table.
+const SHORT: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_millis(110);
 
+/// In most of it nothing happens, as in a quiet slice. A slice is its last part, and what comes then.
 const STOP: Duration = Duration::from_millis(100);
+const STOP_SEEN: Duration = Duration::from_millis(10);
 
-/// What goes on beside the packets.
+/// What the control core's thread does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
-    Quiet,
+    Nothing,
+    Spinning,
     Stopped,
     Writes,
     Ageing,
@@ -56,16 +64,29 @@ enum Beside {
     LockPieces,
 }
 
-const ALL: [(Beside, &str); 8] = [
-    (Beside::Quiet, "quiet"),
-    (Beside::Stopped, "control core stopped 100 ms again and again"),
-    (Beside::Writes, "100,000 conntrack writes a second"),
-    (Beside::Ageing, "4 M slots scanned a second, 10,000 expire"),
-    (Beside::Listing, "1 M sessions listed"),
-    (Beside::Scraping, "all counters scraped"),
-    (Beside::LockWhole, "one table under a lock, scanned at once"),
-    (Beside::LockPieces, "one table under a lock, scanned by 4,096"),
+const fn kind(name: &'static str, length: Duration, every: usize) -> Kind {
+    Kind { name, length, every }
+}
+
+const ALL: [(Beside, Kind); 9] = [
+    (Beside::Nothing, kind("control: quiet, once more", SHORT, 1)),
+    (Beside::Spinning, kind("control: the other core spins", SHORT, 1)),
+    (Beside::Stopped, kind("control core stopped 100 ms again and again", SHORT, 1)),
+    (Beside::Writes, kind("100,000 conntrack writes a second", SHORT, 1)),
+    (Beside::Ageing, kind("4 M slots scanned a second, 10,000 expire", SHORT, 1)),
+    (Beside::Listing, kind("1 M sessions listed", SHORT, 1)),
+    (Beside::Scraping, kind("all counters scraped", SHORT, 1)),
+    // For contrast, and so far off that a few will do.
+    (Beside::LockWhole, kind("one table under a lock, scanned at once", LONG, 16)),
+    (Beside::LockPieces, kind("one table under a lock, scanned by 4,096", SHORT, 16)),
 ];
+
+/// What the worker's thread is told.
+struct Order {
+    beside: Beside,
+    length: Duration,
+    is_over: Arc<AtomicBool>,
+}
 
 /// The thread beside the worker's.
 struct Control {
@@ -74,10 +95,16 @@ struct Control {
     events: rtrb::Consumer<Event>,
     lock: Arc<Mutex<()>>,
     sessions: u32,
-    next: u32,
+    /// Sessions from this one on have no packets.
+    first: u32,
+    /// The last one of these that was written.
+    written: u32,
+    /// Where the scan and the listing go on.
+    scanned: usize,
+    listed: usize,
 }
 
-/// Rounds of one slice of each kind; `packets_a_second` of load. Prints one line of JSON.
+/// So many rounds, under a load of `packets_a_second`. Prints one line of JSON.
 pub(crate) fn run(case: Case, rounds: usize, packets_a_second: u64) {
     let mut world = World::new(case, 0, handoff::mesh(1).remove(0));
     world.active = ACTIVE.min(case.sessions / 2);
@@ -86,156 +113,175 @@ pub(crate) fn run(case: Case, rounds: usize, packets_a_second: u64) {
     let World { mut worker, published, commands, events, .. } = world;
     worker.driver().pace(packets_a_second);
     let lock = Arc::new(Mutex::new(()));
-    let mut control =
-        Control { published, commands, events, lock: Arc::clone(&lock), sessions: case.sessions, next: first };
+    let mut control = Control {
+        published,
+        commands,
+        events,
+        lock: Arc::clone(&lock),
+        sessions: case.sessions,
+        first,
+        written: first,
+        scanned: 0,
+        listed: 0,
+    };
 
     let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let (orders, ordered) = channel::<(Beside, Arc<AtomicBool>)>();
+    let (orders, ordered) = channel();
     let (report, reports) = channel();
-    let core = cores.last().copied();
+    let (core, beside) = (cores.last().copied(), std::thread::current());
     std::thread::spawn(move || {
         core.map(core_affinity::set_for_current);
-        work(&mut worker, &ordered, &report, &lock);
+        work(&mut worker, &ordered, &report, &lock, &beside);
     });
     cores.first().copied().map(core_affinity::set_for_current);
-    let mut lines = Vec::new();
+    let mut tails = Tails::new(ALL.map(|(_, kind)| kind));
     for round in 0..=rounds {
-        let mut slices = serde_json::Map::new();
-        for (beside, name) in ALL {
-            let is_over = Arc::new(AtomicBool::new(false));
-            orders.send((beside, Arc::clone(&is_over))).expect("the worker waits");
-            control.disturb(beside, &is_over, first);
-            let seen: Histogram<u64> = reports.recv().expect("the worker reports");
-            let at = |quantile| seen.value_at_quantile(quantile);
-            let values = serde_json::json!({"p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "max": seen.max()});
-            slices.insert(name.into(), values);
+        tails.round(round, |slice| {
+            let beside = slice.kind.map_or(Beside::Nothing, |place| ALL[place].0);
+            let times = control.slice(beside, slice.length, &orders, &reports);
             control.settle(&orders, &reports);
-            sleep(REST);
-        }
-        // The first round warms up.
-        if round > 0 {
-            lines.push(slices);
-        }
+            sleep(slice.rest());
+            times
+        });
     }
-    println!("{}", serde_json::json!({ "rounds": lines }));
+    println!("{}", serde_json::json!({ "rounds": rounds, "tails": tails.report() }));
 }
 
 /// One slice after another.
 fn work(
     worker: &mut Worker<Replay>,
-    orders: &Receiver<(Beside, Arc<AtomicBool>)>,
+    orders: &Receiver<Order>,
     report: &Sender<Histogram<u64>>,
     lock: &Mutex<()>,
+    beside: &Thread,
 ) {
-    let clock = quanta::Clock::new();
-    for (beside, is_over) in orders {
-        worker.driver().begin_slice();
-        let until = Instant::now() + SLICE;
-        let is_locked = matches!(beside, Beside::LockWhole | Beside::LockPieces);
-        let mut sweeps = 0u64;
-        while !sweeps.is_multiple_of(64) || Instant::now() < until {
-            sweeps += 1;
-            let _held = is_locked.then(|| lock.lock().expect("nobody panics"));
-            worker.sweep(clock.delta_as_nanos(0, clock.raw()));
-        }
+    for Order { beside: what, length, is_over } in orders {
+        let is_locked = matches!(what, Beside::LockWhole | Beside::LockPieces);
+        let times = measure(worker, length, || is_locked.then(|| lock.lock().expect("nobody panics")));
         is_over.store(true, Release);
-        if report.send(worker.driver().end_slice()).is_err() {
+        beside.unpark();
+        if report.send(times).is_err() {
             return;
         }
     }
 }
 
 impl Control {
-    /// Until the slice is over.
-    fn disturb(&mut self, beside: Beside, is_over: &AtomicBool, first: u32) {
-        let mut scanned = 0;
+    /// Does it until the slice is over; the times that packets took.
+    fn slice(
+        &mut self,
+        beside: Beside,
+        length: Duration,
+        orders: &Sender<Order>,
+        reports: &Receiver<Histogram<u64>>,
+    ) -> Histogram<u64> {
+        if beside == Beside::Stopped {
+            sleep(STOP - STOP_SEEN);
+        }
+        let is_over = Arc::new(AtomicBool::new(false));
+        orders.send(Order { beside, length, is_over: Arc::clone(&is_over) }).expect("the worker waits");
+        if beside == Beside::Stopped {
+            park_timeout(STOP_SEEN);
+        }
         while !is_over.load(Acquire) {
-            match beside {
-                Beside::Quiet => sleep(Duration::from_millis(1)),
-                Beside::Stopped => {
-                    // What has piled up meanwhile comes at once.
-                    while self.events.pop().is_ok() {}
-                    (0..2048).for_each(|_| self.rewrite(first));
-                    sleep(STOP);
-                }
-                Beside::Writes => {
-                    (0..100).for_each(|_| self.rewrite(first));
-                    sleep(Duration::from_millis(1));
-                }
-                Beside::Ageing => {
-                    while self.events.pop().is_ok() {}
-                    scanned = self.scan(scanned, self.sessions as usize / 100);
-                    (0..100).for_each(|_| self.expire(first));
-                    sleep(Duration::from_millis(10));
-                }
-                Beside::Listing => {
-                    std::hint::black_box(self.list(is_over));
-                }
-                Beside::Scraping => {
-                    std::hint::black_box(self.scrape());
-                    sleep(Duration::from_millis(100));
-                }
-                Beside::LockWhole => {
-                    let lock = Arc::clone(&self.lock);
-                    let held = lock.lock().expect("nobody panics");
-                    self.scan(0, self.sessions as usize);
-                    drop(held);
-                    sleep(Duration::from_millis(100));
-                }
-                Beside::LockPieces => {
-                    let lock = Arc::clone(&self.lock);
-                    let held = lock.lock().expect("nobody panics");
-                    scanned = self.scan(scanned, 4096);
-                    drop(held);
-                    std::hint::spin_loop();
-                }
+            let pause = self.disturb(beside);
+            if !pause.is_zero() {
+                park_timeout(pause);
+            }
+        }
+        reports.recv().expect("the worker reports")
+    }
+
+    /// Once; returns for how long to pause then.
+    fn disturb(&mut self, beside: Beside) -> Duration {
+        match beside {
+            Beside::Nothing => LONG,
+            Beside::Spinning => {
+                (0..1000).for_each(|_| std::hint::spin_loop());
+                Duration::ZERO
+            }
+            Beside::Stopped => {
+                // What has piled up meanwhile comes at once.
+                while self.events.pop().is_ok() {}
+                (0..2048).for_each(|_| self.rewrite());
+                STOP
+            }
+            Beside::Writes => {
+                (0..100).for_each(|_| self.rewrite());
+                Duration::from_millis(1)
+            }
+            Beside::Ageing => {
+                while self.events.pop().is_ok() {}
+                self.scan(self.sessions as usize / 100);
+                (0..100).for_each(|_| self.expire());
+                Duration::from_millis(10)
+            }
+            Beside::Listing => {
+                std::hint::black_box(self.list());
+                Duration::ZERO
+            }
+            Beside::Scraping => {
+                std::hint::black_box(self.scrape());
+                LONG
+            }
+            Beside::LockWhole => {
+                let lock = Arc::clone(&self.lock);
+                let _held = lock.lock().expect("nobody panics");
+                self.scan(self.sessions as usize);
+                STOP
+            }
+            Beside::LockPieces => {
+                let lock = Arc::clone(&self.lock);
+                let held = lock.lock().expect("nobody panics");
+                self.scan(4096);
+                drop(held);
+                std::hint::spin_loop();
+                Duration::ZERO
             }
         }
     }
 
     /// The slot after the last one, of those without packets.
-    fn slot(&mut self, first: u32) -> u32 {
-        self.next = if self.next + 1 < self.sessions { self.next + 1 } else { first };
-        self.next
+    fn slot(&mut self) -> u32 {
+        self.written = if self.written + 1 < self.sessions { self.written + 1 } else { self.first };
+        self.written
     }
 
-    fn rewrite(&mut self, first: u32) {
-        let slot = self.slot(first);
+    fn rewrite(&mut self) {
+        let slot = self.slot();
         let _ = self.commands.push(relay_slot(slot));
     }
 
-    fn expire(&mut self, first: u32) {
-        let slot = self.slot(first);
+    fn expire(&mut self) {
+        let slot = self.slot();
         let _ = self.commands.push(Command::FreeSlot { slot, generation: generation(slot), idle_since: None });
         let _ = self.commands.push(relay_slot(slot));
     }
 
-    /// Reads `count` stamps as ageing does; returns where to go on.
-    fn scan(&self, from: usize, count: usize) -> usize {
+    /// Reads the next `count` stamps as ageing does.
+    fn scan(&mut self, count: usize) {
         let stamps = &self.published.slots;
         let idle = (0..count).filter(|at| {
-            let stamp = &stamps[(from + at) % stamps.count()];
+            let stamp = &stamps[(self.scanned + at) % stamps.count()];
             stamp.last_seen.load(Relaxed) == u32::MAX && stamp.packets.load(Relaxed) > 0
         });
         std::hint::black_box(idle.count());
-        (from + count) % stamps.count()
+        self.scanned = (self.scanned + count) % stamps.count();
     }
 
-    /// As `show sessions`: a line of JSON a session.
-    fn list(&self, is_over: &AtomicBool) -> usize {
+    /// The next page as of `show sessions`: a line of JSON a session.
+    fn list(&mut self) -> String {
         let mut text = String::new();
-        for (slot, stamp) in self.published.slots.iter().take(ACTIVE as usize).enumerate() {
+        for (slot, stamp) in self.published.slots.iter().enumerate().skip(self.listed).take(ROWS_MAX) {
             let (seen, packets, bytes) =
                 (stamp.last_seen.load(Relaxed), stamp.packets.load(Relaxed), stamp.bytes.load(Relaxed));
             let session = format!("{slot:08x}");
             let view = serde_json::json!({"session": session, "role": "relay", "state": "open", "ct_index": slot,
                 "idle_ms": seen, "packets": packets, "bytes": bytes});
             write!(text, "{view}").expect("memory takes it");
-            if slot % 1024 == 0 && is_over.load(Relaxed) {
-                break;
-            }
         }
-        text.len()
+        self.listed = (self.listed + ROWS_MAX) % ACTIVE as usize;
+        text
     }
 
     /// Every counter of every node of the graph, as text.
@@ -251,11 +297,10 @@ impl Control {
     }
 
     /// Lets the worker apply what is left of the commands, so that the next slice begins without.
-    fn settle(&mut self, orders: &Sender<(Beside, Arc<AtomicBool>)>, reports: &Receiver<Histogram<u64>>) {
+    fn settle(&mut self, orders: &Sender<Order>, reports: &Receiver<Histogram<u64>>) {
         while self.commands.slots() < self.commands.buffer().capacity() {
             while self.events.pop().is_ok() {}
-            orders.send((Beside::Quiet, Arc::default())).expect("the worker waits");
-            let _ = reports.recv();
+            self.slice(Beside::Nothing, WARM_UP, orders, reports);
         }
         while self.events.pop().is_ok() {}
     }
