@@ -16,7 +16,7 @@ use super::{
     fan::Fan,
     forwarding::{Identity, Peer},
     gateway::StaticMapping,
-    graph::{NODE_COUNT, NODES, NodeId, Verdict},
+    graph::{NODES, NodeId, Verdict},
     handoff::HandedOver,
     huge::HugeArray,
     nat::{
@@ -26,6 +26,7 @@ use super::{
     nodes::relay_input::Claims,
     outer::Unsigned,
     packet::{Bitmap, Packet},
+    pending::Pending,
     published::{Published, add},
     reason::Reason,
     reassembly::Reassembly,
@@ -94,7 +95,7 @@ pub struct Context {
     /// ICMP errors that may still be sent in this tick.
     pub icmp_budget: u32,
     pub(super) free: Bitmap,
-    pub(super) pending: [Bitmap; NODE_COUNT],
+    pub(super) pending: Pending,
     pub(super) spare: Vec<u32>,
     pub(super) finished: Vec<u32>,
     /// Headers written in this batch whose tags are still to be made.
@@ -148,7 +149,7 @@ impl Context {
     pub(super) fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
         if packets != 0 {
             debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
-            self.pending[next as usize].insert_word(word, packets);
+            self.pending.insert_word(next, word, packets);
             add(&self.published.nodes[node as usize].next[next as usize], u64::from(packets.count_ones()));
         }
     }
@@ -176,7 +177,7 @@ impl Context {
     pub fn inject(&mut self, packet: Packet, node: NodeId) -> Option<usize> {
         let slot = self.free.pop()?;
         self.packets[slot] = packet;
-        self.pending[node as usize].insert(slot);
+        self.pending.insert(node, slot);
         add(&self.published.worker.injected, 1);
         Some(slot)
     }
@@ -195,7 +196,7 @@ impl Context {
         self.packets[copy] = self.packets[slot];
         self.packets[copy].frame = frame;
         add(&self.published.nodes[node as usize].next[next as usize], 1);
-        self.pending[next as usize].insert(copy);
+        self.pending.insert(next, copy);
         Some(copy)
     }
 

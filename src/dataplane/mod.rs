@@ -30,6 +30,7 @@ mod outer;
 #[cfg(test)]
 mod overlay6;
 pub mod packet;
+mod pending;
 pub mod prefetch;
 pub mod published;
 pub mod reason;

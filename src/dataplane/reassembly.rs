@@ -182,6 +182,12 @@ impl Reassembly {
         }
     }
 
+    /// True where [`Self::next_ready`] has one.
+    #[inline]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// The next held fragment whose first one has come.
     #[inline]
     pub fn next_ready(&mut self) -> Option<Packet> {

@@ -21,6 +21,11 @@ impl Tick {
         (now / self.0) as u32
     }
 
+    /// When the tick that `now` is in ends.
+    pub fn end(self, now: Nanos) -> Nanos {
+        (now / self.0 + 1) * self.0
+    }
+
     /// Ticks that `time` takes, rounded up.
     pub fn ceil(self, time: Nanos) -> u32 {
         u32::try_from(time.div_ceil(self.0)).unwrap_or(u32::MAX)
@@ -50,6 +55,7 @@ mod tests {
                 (tick.at(7 * SECOND), tick.ceil(SECOND), tick.times(a_second)),
                 (7 * a_second, a_second, SECOND)
             );
+            assert_eq!((tick.end(SECOND - 1), tick.end(SECOND)), (SECOND, SECOND + tick.times(1)));
             assert_eq!((tick.at(SECOND - 1), tick.ceil(SECOND + 1)), (a_second - 1, a_second + 1));
         }
     }

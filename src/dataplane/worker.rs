@@ -1,6 +1,7 @@
 //! A worker: its tables, and the loop that takes packets through the graph.
 //!
-//! One [`Worker::sweep`] is: apply commands, receive, visit every node of [`NODES`] once in order, transmit.
+//! One [`Worker::sweep`] is: apply commands, receive, visit each node of the [graph](super::graph) that packets come to, in
+//! order, transmit.
 //! The order matters at one place: commands come first, so that a packet that was sent because a session is
 //! set up always finds it. Nothing in a sweep waits, locks or allocates.
 
@@ -19,7 +20,7 @@ use super::{
     express::Express,
     fan::Fan,
     forwarding::{Forwarding, Identity},
-    graph::{NODE_COUNT, NODES, NodeId},
+    graph::{NODE_COUNT, NodeId},
     handoff::{HandedOver, Handoff},
     huge::{HugeArray, Memory, huge_pages_for},
     nat::{Bindings, Hosts6, NatConfig, established::Established, flow_cache::FlowCache, held_syns::HeldSyns, token},
@@ -27,6 +28,7 @@ use super::{
     nodes::{icmp_error, relay_input::Claims},
     outer::Unsigned,
     packet::{Bitmap, Packet},
+    pending::Pending,
     published::{Published, Stamp, add},
     reason::Reason,
     reassembly::Reassembly,
@@ -112,6 +114,7 @@ pub struct Worker<D: Driver> {
     from_first: usize,
     clock: quanta::Clock,
     tick: Tick,
+    tick_ends: Nanos,
     histograms: Box<Histograms>,
     received: Box<[Received; PACKET_SLOTS]>,
     transmit: Box<[Transmit; PACKET_SLOTS]>,
@@ -119,6 +122,8 @@ pub struct Worker<D: Driver> {
     width: usize,
     /// Nodes are counted and timed.
     is_watched: bool,
+    /// Nodes that this sweep visited: their packets and clocks, written down when the packets have left.
+    visited: Vec<(NodeId, u64, u64)>,
 }
 
 impl<D: Driver> Worker<D> {
@@ -158,7 +163,7 @@ impl<D: Driver> Worker<D> {
             identification: config.index as u16,
             icmp_budget: icmp_error::budget(config.nat.tick),
             free: Bitmap::FULL,
-            pending: [Bitmap::default(); NODE_COUNT],
+            pending: Pending::default(),
             spare: Vec::with_capacity(PACKET_SLOTS),
             finished: Vec::with_capacity(PACKET_SLOTS * 2),
             unsigned: Box::new(Unsigned::new()),
@@ -172,11 +177,13 @@ impl<D: Driver> Worker<D> {
             from_first: 0,
             clock: config.clock,
             tick: config.nat.tick,
+            tick_ends: 0,
             histograms: Box::default(),
             received: Box::new([Received::default(); PACKET_SLOTS]),
             transmit: Box::new([Transmit::default(); PACKET_SLOTS]),
             width: 1,
             is_watched: true,
+            visited: Vec::with_capacity(NODE_COUNT),
         }
     }
 
@@ -216,11 +223,9 @@ impl<D: Driver> Worker<D> {
         self.take_handed_over(self.room() / 2);
         self.receive();
         self.take_handed_over(0);
-        let packets = PACKET_SLOTS - self.context.free.count();
+        let packets = self.begun();
         if packets > 0 {
-            let received = self.clock.raw();
-            self.visit_nodes(received);
-            self.transmit(received);
+            self.visit_nodes();
         }
         self.end(packets);
         let has_events = self.context.events.slots() < self.context.events.buffer().capacity();
@@ -228,8 +233,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn begin(&mut self, now: Nanos) {
-        let tick = self.tick.at(now);
-        if tick != self.context.tick {
+        if now >= self.tick_ends {
+            self.context.tick = self.tick.at(now);
+            self.tick_ends = self.tick.end(now);
             self.context.icmp_budget = icmp_error::budget(self.tick);
             let below = self.driver.statistics();
             let shown = &self.context.published.worker;
@@ -238,7 +244,6 @@ impl<D: Driver> Worker<D> {
             self.context.reassembly.expire(now);
         }
         self.context.now = now;
-        self.context.tick = tick;
         while self.context.spare.len() < PACKET_SLOTS {
             match self.driver.allocate() {
                 Some(frame) => self.context.spare.push(frame),
@@ -250,13 +255,20 @@ impl<D: Driver> Worker<D> {
     /// How many packets may still begin in this sweep. Each needs room for its copies: a sweep of sessions with
     /// three paths takes a third of the packets of one that only relays.
     fn room(&self) -> usize {
-        let begun = PACKET_SLOTS - self.context.free.count();
-        (PACKET_SLOTS / self.width).saturating_sub(begun)
+        (PACKET_SLOTS / self.width).saturating_sub(self.begun())
+    }
+
+    /// How many packets are in the graph. That there is none, as in most sweeps, is seen without counting.
+    fn begun(&self) -> usize {
+        if self.context.free == Bitmap::FULL { 0 } else { PACKET_SLOTS - self.context.free.count() }
     }
 
     fn receive(&mut self) {
         let room = self.room();
         let count = self.driver.receive(&mut self.received[..room]);
+        if count == 0 {
+            return;
+        }
         let slots = self.context.free.take_lowest(count);
         let (now, packets) = (self.context.now, &mut self.context.packets);
         let mut bytes = 0;
@@ -266,26 +278,33 @@ impl<D: Driver> Worker<D> {
             packets[slot] = Packet::received(received, now);
             bytes += u64::from(received.length);
         });
-        self.context.pending[NodeId::EthernetInput as usize].insert_all(slots);
+        self.context.pending.insert_all(NodeId::EthernetInput, slots);
         add(&self.context.published.worker.received, count as u64);
         add(&self.context.published.worker.received_bytes, bytes);
     }
 
-    fn visit_nodes(&mut self, received: u64) {
+    /// Every node once, in order, that packets come to; `tx` is the last.
+    fn visit_nodes(&mut self) {
+        let received = self.clock.raw();
         let mut before = received;
-        for node in &NODES {
-            let batch = self.context.pending[node.id as usize];
-            if batch.is_empty() || node.id == NodeId::Tx {
-                continue;
-            }
-            self.context.pending[node.id as usize] = Bitmap::default();
-            (node.process)(&mut self.context, self.driver.frames(), batch);
+        while let Some((node, batch)) = self.context.pending.take_first() {
+            let after = match node.id {
+                NodeId::Tx => self.transmit(batch, received),
+                _ => {
+                    (node.process)(&mut self.context, self.driver.frames(), batch);
+                    if self.is_watched { self.clock.raw() } else { before }
+                }
+            };
+            self.visited.push((node.id, batch.count() as u64, after.saturating_sub(before)));
+            before = after;
+        }
+        for at in 0..self.visited.len() {
+            let (node, packets, clocks) = self.visited[at];
             if self.is_watched {
-                let after = self.clock.raw();
-                self.record(node.id, batch.count() as u64, after.saturating_sub(before));
-                before = after;
+                self.record(node, packets, clocks);
             }
         }
+        self.visited.clear();
     }
 
     fn record(&mut self, node: NodeId, packets: u64, clocks: u64) {
@@ -297,12 +316,8 @@ impl<D: Driver> Worker<D> {
         self.histograms.nodes[node as usize].saturating_record_n(nanos / packets, packets);
     }
 
-    fn transmit(&mut self, received: u64) {
-        let batch = std::mem::take(&mut self.context.pending[NodeId::Tx as usize]);
-        if batch.is_empty() {
-            return;
-        }
-        let before = self.clock.raw();
+    /// Sends a batch that came in when the clock said `received`; returns what it says when the driver has it.
+    fn transmit(&mut self, batch: Bitmap, received: u64) -> u64 {
         let (now, packets) = (self.context.now, &self.context.packets);
         let (mut count, mut bytes, mut late) = (0, 0, Bitmap::default());
         batch.for_each(|slot| {
@@ -318,9 +333,6 @@ impl<D: Driver> Worker<D> {
         self.driver.transmit(&self.transmit[..count], &mut refused);
         self.driver.flush();
         let after = self.clock.raw();
-        if self.is_watched {
-            self.record(NodeId::Tx, count as u64, after.saturating_sub(before));
-        }
         let mut sent = batch;
         if !refused.is_empty() {
             // The places in `refused` found a ring full; their packets are still ours.
@@ -335,6 +347,7 @@ impl<D: Driver> Worker<D> {
         self.context.free.insert_all(sent);
         add(&self.context.published.worker.sent, sent.count() as u64);
         add(&self.context.published.worker.sent_bytes, bytes);
+        after
     }
 
     /// Of `sent` packets all but those in `late` came in with this sweep, so that they stayed equally long: they are

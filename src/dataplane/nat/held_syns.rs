@@ -90,6 +90,12 @@ impl HeldSyns {
         }
     }
 
+    /// True where none is held.
+    #[inline]
+    pub(in crate::dataplane) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// The next one whose time is over.
     pub(in crate::dataplane) fn next(&mut self, now: Nanos) -> Option<HeldSyn> {
         while self.count > 0 {

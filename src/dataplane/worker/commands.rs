@@ -32,6 +32,7 @@ impl<D: Driver> Worker<D> {
         }
         let mut applied = 0;
         while applied < COMMANDS_A_SWEEP
+            && !self.commands.is_empty()
             && self.context.events.slots() > 1
             && self.room() > 0
             && let Ok(command) = self.commands.pop()

@@ -11,7 +11,8 @@ use crate::{
 impl<D: Driver> Worker<D> {
     /// Tells those whose SYN was let in by nobody for six seconds that nobody listens.
     pub(super) fn answer_held_syns(&mut self) {
-        while self.room() > 0
+        while !self.context.held_syns.is_empty()
+            && self.room() > 0
             && let Some(frame) = self.context.spare.pop()
         {
             let Some(held) = self.context.held_syns.next(self.context.now) else {
@@ -46,7 +47,8 @@ impl<D: Driver> Worker<D> {
         while let Some(packet) = self.context.reassembly.next_lost() {
             self.end_waiting(packet, NodeId::SvReassembly, Reason::FragmentTimeout);
         }
-        while self.room() > 0
+        while self.context.reassembly.has_ready()
+            && self.room() > 0
             && let Some(packet) = self.context.reassembly.next_ready()
         {
             self.context.inject(packet, NodeId::SvReassembly).expect("there is room");
@@ -58,7 +60,10 @@ impl<D: Driver> Worker<D> {
         let workers = self.from_workers.len();
         for step in 0..workers {
             let from = (self.from_first + step) % workers;
-            while self.room() > kept && !self.context.spare.is_empty() {
+            while self.from_workers[from].as_ref().is_some_and(|ring| !ring.is_empty())
+                && self.room() > kept
+                && !self.context.spare.is_empty()
+            {
                 let Some(Ok(chunk)) = self.from_workers[from].as_mut().map(|ring| ring.read_chunk(1)) else { break };
                 let over = &chunk.as_slices().0[0];
                 let frame = self.context.spare.pop().expect("checked above");
