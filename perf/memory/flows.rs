@@ -43,8 +43,31 @@ pub(crate) fn run(case: Case) {
         delivered += count;
         nanos += time.as_nanos();
     }
-    assert_eq!(flows.stop().0, delivered, "a binding for each flow");
-    println!("{}", serde_json::json!({"delivered": delivered, "nanos": nanos as u64}));
+    let worker_idle = flows.idle.share();
+    let (bindings, control_idle, _) = flows.stop();
+    assert_eq!(bindings, delivered, "a binding for each flow");
+    println!(
+        "{}",
+        serde_json::json!({"delivered": delivered, "nanos": nanos as u64, "worker_idle": worker_idle, "control_idle": control_idle})
+    );
+}
+
+/// How much of its time a thread found nothing to do.
+#[derive(Default)]
+struct Idle {
+    idle: u64,
+    all: u64,
+}
+
+impl Idle {
+    fn add(&mut self, clocks: u64, is_idle: bool) {
+        self.all += clocks;
+        self.idle += if is_idle { clocks } else { 0 };
+    }
+
+    fn share(&self) -> f64 {
+        self.idle as f64 / self.all.max(1) as f64
+    }
 }
 
 /// A worker, and the control core in a thread of its own that sets up its flows.
@@ -54,7 +77,9 @@ pub(crate) struct NewFlows {
     case: Case,
     listings: Arc<Listings>,
     is_stopping: Arc<AtomicBool>,
-    control: JoinHandle<u64>,
+    control: JoinHandle<(u64, f64)>,
+    /// Of the worker, while first packets come.
+    idle: Idle,
 }
 
 impl NewFlows {
@@ -73,7 +98,7 @@ impl NewFlows {
             decide(case, published, commands, events, &asked, &stop)
         });
         last.map(core_affinity::set_for_current);
-        Self { world, clock: quanta::Clock::new(), case, listings, is_stopping, control }
+        Self { world, clock: quanta::Clock::new(), case, listings, is_stopping, control, idle: Idle::default() }
     }
 
     /// What the control core is to list beside.
@@ -94,21 +119,25 @@ impl NewFlows {
         let wanted = world.worker.driver().passed.sent + count;
         world.worker.driver().rewind();
         let start = Instant::now();
+        let mut now = self.clock.raw();
         while world.worker.driver().passed.sent < wanted {
-            world.worker.sweep(self.clock.delta_as_nanos(0, self.clock.raw()));
+            let sweep = world.worker.sweep(self.clock.delta_as_nanos(0, now));
+            let before = std::mem::replace(&mut now, self.clock.raw());
+            self.idle.add(now.saturating_sub(before), sweep.is_idle());
             assert!(start.elapsed() < Duration::from_secs(20), "a first packet was not delivered");
         }
         (count, start.elapsed())
     }
 
-    /// How many bindings were made, and what was listed.
-    pub(crate) fn stop(self) -> (u64, Arc<Listings>) {
+    /// How many bindings were made, how much of its time the control core was idle, and what was listed.
+    pub(crate) fn stop(self) -> (u64, f64, Arc<Listings>) {
         self.is_stopping.store(true, Relaxed);
-        (self.control.join().expect("the control core ends"), self.listings)
+        let (bindings, idle) = self.control.join().expect("the control core ends");
+        (bindings, idle, self.listings)
     }
 }
 
-/// The control core's loop. Returns how many bindings it made.
+/// The control core's loop. Returns how many bindings it made, and how much of its time it was idle.
 fn decide(
     case: Case,
     published: Arc<Published>,
@@ -116,7 +145,7 @@ fn decide(
     mut events: rtrb::Consumer<Event>,
     listings: &Listings,
     is_stopping: &AtomicBool,
-) -> u64 {
+) -> (u64, f64) {
     let identity = identity(1);
     let config = ControlConfig {
         name: "node".into(),
@@ -137,9 +166,12 @@ fn decide(
     let clock = quanta::Clock::new();
     let mut control = Control::new(config, vec![published], clock.delta_as_nanos(0, clock.raw()));
     let mut tick_next = Instant::now();
+    let (mut idle, mut before, mut taken) = (Idle::default(), clock.raw(), 0);
     while !is_stopping.load(Relaxed) {
-        let now = clock.delta_as_nanos(0, clock.raw());
-        control.on_events(0, &mut events, 256, now);
+        let raw = clock.raw();
+        idle.add(raw.saturating_sub(std::mem::replace(&mut before, raw)), taken == 0);
+        let now = clock.delta_as_nanos(0, raw);
+        taken = control.on_events(0, &mut events, 256, now);
         listings.go_on(&control, now);
         if Instant::now() >= tick_next {
             control.on_tick(now);
@@ -155,5 +187,5 @@ fn decide(
             }
         }
     }
-    control.summary(0).counters.bindings_made
+    (control.summary(0).counters.bindings_made, idle.share())
 }

@@ -138,7 +138,7 @@ pub(crate) fn run(case: Case, rounds: usize, packets_a_second: u64) {
         });
     }
 
-    let (_, listings) = flows.stop();
+    let (_, _, listings) = flows.stop();
     let mut times = listings.times.lock().unwrap_or_else(PoisonError::into_inner);
     let pages: serde_json::Map<_, _> = ALL
         .iter()

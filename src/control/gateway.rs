@@ -177,10 +177,12 @@ impl Control {
         // The host may have spoken from there before, and got a port like anyone.
         if let Some(other) = self.workers[worker].find(&key) {
             self.free_binding(worker, other);
+            self.workers[worker].by_key.remove(&key, other);
         }
         let held = NatBinding {
             key,
             lease: None,
+            host: 0,
             since: now,
             due: 0,
             is_flow: true,

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use super::{CallId, Caller, Control, ControlConfig, Effect, RequestId, show::Summary};
+use super::{CallId, Caller, Control, ControlConfig, Effect, RequestId, show::Summary, tables::Tables};
 use crate::{
     MILLISECOND, Nanos,
     dataplane::{
@@ -439,7 +439,8 @@ impl Net {
         for (name, node) in &self.nodes {
             let control = &node.control;
             assert!(control.names.is_empty() && control.clients.is_empty() && control.half_open.is_empty(), "{name}");
-            assert!(control.workers.iter().all(|tables| tables.by_key.is_empty()), "{name}");
+            let is_empty = |tables: &Tables| tables.by_key.is_empty() && tables.hosts.count() == 0;
+            assert!(control.workers.iter().all(is_empty), "{name}");
             for worker in &node.workers {
                 assert!(worker.slots.is_empty() && worker.fans.is_empty() && worker.bindings.is_empty(), "{name}");
                 assert!(worker.hosts6.is_empty(), "{name}");

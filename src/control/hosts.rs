@@ -4,17 +4,16 @@
 //! (RFC 6888 REQ-4, REQ-5), and, where blocks are configured, ports in blocks that are its alone: then one line of the log
 //! says for hours who had which ports, and no line says whom it spoke to (RFC 6888 REQ-12).
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
-    ops::RangeBounds,
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     hosts6::Hosts6,
+    key_index::KeyIndex,
+    pools::Pool,
     ports::{Ports, Wish},
     random::Random,
     steering::Answers,
+    tables::put,
 };
 use crate::{
     Nanos,
@@ -22,29 +21,48 @@ use crate::{
         nat::{
             BindingKey, NatConfig, OutsideAddresses, Owner, PROTOCOLS, Translation, outside::ADDRESSES_MAX, row, token,
         },
+        prefetch::prefetch,
         reason::Reason,
     },
     wire::ip4,
 };
 
-/// A host behind the NAT.
-#[derive(Debug, Default)]
+/// Whose bindings they are, and the inside address.
+type Name = (Owner, Ipv4Addr);
+
+/// A host behind the NAT: one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Host {
+    pub(super) name: Name,
     /// Number of its outside address.
     pub(super) address: u8,
     pub(super) bindings: u32,
     /// By protocol.
     pub(super) ports: [u32; PROTOCOLS],
-    /// By protocol.
-    pub(super) blocks: [Vec<Block>; PROTOCOLS],
+    blocks: Vec<Block>,
+}
+
+const _: () = assert!(size_of::<Option<Host>>() == 64, "a new flow touches one cache line of its host");
+
+impl Host {
+    /// A port of one of its blocks is leased no longer. The block's number, where that was the last one.
+    fn give_of_block(&mut self, row: usize, address: u8, number: u16) -> Option<u16> {
+        let is_it = |block: &Block| (usize::from(block.row), block.address, block.number) == (row, address, number);
+        let at = self.blocks.iter().position(is_it)?;
+        self.blocks[at].leased -= 1;
+        (self.blocks[at].leased == 0).then(|| self.blocks.swap_remove(at).number)
+    }
 }
 
 /// A block of ports that is a host's alone.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
+struct Block {
+    /// The place of its protocol.
+    row: u8,
     /// Number of the outside address.
-    pub(super) address: u8,
-    pub(super) number: u16,
+    address: u8,
+    number: u16,
     /// How many of its ports are leased.
     leased: u32,
 }
@@ -54,28 +72,15 @@ pub(super) struct Block {
 pub(super) struct Hosts {
     /// By number of the outside address, and protocol.
     ports: Vec<Option<[Ports; PROTOCOLS]>>,
-    /// By [`place`].
-    hosts: HashMap<u64, Host>,
-    /// Their places, in an order in which they can be shown a page at a time.
-    places: BTreeSet<u64>,
+    hosts: Vec<Option<Host>>,
+    places: Pool,
+    by_name: KeyIndex<Name>,
     /// Those of IPv6, which the others are tokens of.
     pub(super) ip6: Hosts6,
     /// The outside addresses, by number: the last that had it; the unspecified one where none has.
     addresses: Box<[IpAddr; ADDRESSES_MAX]>,
     /// Whose ports there are: the one of this number.
     worker: usize,
-}
-
-/// A number for a host, by which it can be found again.
-fn place((owner, address): (Owner, Ipv4Addr)) -> u64 {
-    u64::from(owner.slot().unwrap_or(u32::MAX)) << 32 | u64::from(address.to_bits())
-}
-
-/// Whose number that is.
-pub(super) fn name_of(place: u64) -> (Owner, Ipv4Addr) {
-    let owner = (place >> 32) as u32;
-    let owner = if owner == u32::MAX { Owner::INSIDE } else { Owner::session(owner) };
-    (owner, Ipv4Addr::from_bits(place as u32))
 }
 
 /// What a binding was given.
@@ -87,18 +92,47 @@ pub(super) struct Lease {
 }
 
 impl Hosts {
-    /// No hosts, but room for `capacity` of IPv6, and all ports that are `worker`'s.
-    pub(super) fn new(config: &NatConfig, outside: &OutsideAddresses, worker: usize, capacity: u32) -> Self {
+    /// No hosts, but room for `capacity`, and as many of IPv6, and all ports that are `worker`'s. `hash_key` is secret.
+    pub(super) fn new(
+        config: &NatConfig,
+        outside: &OutsideAddresses,
+        worker: usize,
+        capacity: u32,
+        hash_key: [u8; 16],
+    ) -> Self {
         let mut hosts = Self {
             ports: (0..ADDRESSES_MAX).map(|_| None).collect(),
-            hosts: HashMap::new(),
-            places: BTreeSet::new(),
+            hosts: Vec::with_capacity(capacity as usize),
+            places: Pool::new(capacity),
+            by_name: KeyIndex::new(capacity, hash_key),
             ip6: Hosts6::new(if config.has_ip6() { capacity } else { 0 }),
             addresses: Box::new([Ipv4Addr::UNSPECIFIED.into(); ADDRESSES_MAX]),
             worker,
         };
         hosts.set_outside(config, outside);
         hosts
+    }
+
+    /// Huge pages that the hosts of a worker take where they can.
+    pub(super) fn huge_pages(capacity: u32) -> usize {
+        KeyIndex::<Name>::huge_pages(capacity)
+    }
+
+    /// Asks for the memory that [`Hosts::ask_for`] of the same key begins with.
+    pub(super) fn ask_for_place(&self, key: &BindingKey) {
+        self.by_name.ask_for(&(key.owner, key.address));
+    }
+
+    /// Asks for the host of a new binding, where it is known.
+    pub(super) fn ask_for(&self, key: &BindingKey) {
+        let place = self.by_name.candidate(&(key.owner, key.address));
+        if let Some(host) = place.and_then(|place| self.hosts.get(place as usize)) {
+            prefetch(host);
+        }
+    }
+
+    fn find(&self, name: Name) -> Option<u32> {
+        self.by_name.find(&name, |place| matches!(&self.hosts[place as usize], Some(host) if host.name == name))
     }
 
     /// Another pool: all ports of addresses that are new are free, those of addresses that are gone are no more.
@@ -125,6 +159,7 @@ impl Hosts {
 
     /// Gives a new binding of `key`'s host a port that is its alone, or, where the binding is endpoint-dependent, one
     /// that `is_good` accepts; one by which the `answers` come to the worker, if it can be. Nothing is taken on failure.
+    /// There must be room for a host: each has a binding.
     pub(super) fn lease(
         &mut self,
         config: &NatConfig,
@@ -133,18 +168,18 @@ impl Hosts {
         answers: Option<&Answers<'_>>,
         random: &mut Random,
         now: Nanos,
-    ) -> Result<Lease, Reason> {
+    ) -> Result<(u32, Lease), Reason> {
         let row = row(key.protocol).ok_or(Reason::UnknownProtocol)?;
-        let name = place((key.owner, key.address));
+        let name = (key.owner, key.address);
+        let place = self.find(name);
         let is_given = |number| key.owner != Owner::INSIDE || config.is_given(number);
-        let (address, is_new) = match self.hosts.get(&name) {
+        let address = match place.and_then(|place| self.hosts[place as usize].as_ref()) {
             Some(host) if host.bindings >= config.bindings_a_host => return Err(Reason::HostLimit),
             Some(host) if host.ports[row] >= config.ports_a_host => return Err(Reason::HostLimit),
-            Some(host) if is_given(host.address) => (host.address, false),
+            Some(host) if is_given(host.address) => host.address,
             // What it has of an address that was withdrawn stays its own; what is new is of another (RFC 4787 REQ-2 as far
             // as it can be kept). The last address it had may be gone, and its older flows be of yet another.
-            Some(_) => (self.address_for(config, key, row, random, now)?, false),
-            None => (self.address_for(config, key, row, random, now)?, true),
+            _ => self.address_for(config, key, row, random, now)?,
         };
         let lands = answers.and_then(|answers| answers.landing(self.addresses[usize::from(address)]));
         let lands: Option<&dyn Fn(u16) -> bool> = match &lands {
@@ -156,7 +191,8 @@ impl Hosts {
         let inside = self.name(key.address);
         let ports = self.ports[usize::from(address)].as_mut().ok_or(Reason::PortsExhausted)?;
         let ports = &mut ports[row];
-        let host = self.hosts.entry(name).or_insert_with(|| Host { address, ..Host::default() });
+        let mut new = Host { name, address, bindings: 0, ports: [0; PROTOCOLS], blocks: Vec::new() };
+        let host = place.and_then(|place| self.hosts[place as usize].as_mut()).unwrap_or(&mut new);
         let port = match is_good {
             Some(is_good) => {
                 let is_good = |port| is_good(Lease { address, port });
@@ -164,71 +200,63 @@ impl Hosts {
                 landing.or_else(|| ports.share(is_good, random, now))
             }
             None if config.port_block == 0 => ports.lease(wish, random, now),
-            None => lease_in_blocks(ports, address, &mut host.blocks[row], wish, random, now, |range| {
+            None => lease_in_blocks(ports, (row as u8, address), &mut host.blocks, wish, random, now, |range| {
                 let outside = self.addresses[usize::from(address)];
                 let protocol = key.protocol;
                 tracing::info!(%inside, %outside, protocol, first = range.0, last = range.1, "block given");
             }),
         };
-        let Some(port) = port else {
-            if is_new {
-                self.hosts.remove(&name);
-            }
-            return Err(Reason::PortsExhausted);
-        };
+        let port = port.ok_or(Reason::PortsExhausted)?;
         host.address = address;
         host.bindings += 1;
         host.ports[row] += 1;
-        if is_new {
-            self.places.insert(name);
-        }
-        Ok(Lease { address, port })
+        Ok((place.unwrap_or_else(|| self.enter(new)), Lease { address, port }))
     }
 
-    /// A binding is gone: takes its port back, and forgets a host that has none left.
-    pub(super) fn give(&mut self, key: &BindingKey, lease: Lease, now: Nanos) {
-        let (Some(row), name) = (row(key.protocol), place((key.owner, key.address))) else { return };
-        let inside = self.name(key.address);
+    /// A host got its first binding.
+    fn enter(&mut self, host: Host) -> u32 {
+        let place = self.places.take().expect("there are no more hosts than bindings");
+        self.by_name.insert(&host.name, place);
+        put(&mut self.hosts, place, host);
+        place
+    }
+
+    /// A binding of the host at `place` is gone: takes its port back, and forgets a host that has none left.
+    pub(super) fn give(&mut self, place: u32, protocol: u8, lease: Lease, now: Nanos) {
+        let Some(row) = row(protocol) else { return };
         let Some(ports) = &mut self.ports[usize::from(lease.address)] else { return };
         let ports = &mut ports[row];
         ports.give(lease.port, now);
-        let Some(host) = self.hosts.get_mut(&name) else { return };
+        let Some(host) = self.hosts[place as usize].as_mut() else { return };
         host.bindings -= 1;
         host.ports[row] -= 1;
-        if !host.blocks[row].is_empty() {
-            let block = ports.block_of(lease.port);
-            let is_it = |held: &Block| (held.address, held.number) == (lease.address, block);
-            if let Some(at) = host.blocks[row].iter().position(is_it) {
-                host.blocks[row][at].leased -= 1;
-                if host.blocks[row][at].leased == 0 {
-                    host.blocks[row].swap_remove(at);
-                    let range = ports.block_range(block);
-                    ports.give_block(block, now);
-                    let outside = self.addresses[usize::from(lease.address)];
-                    let protocol = key.protocol;
-                    tracing::info!(%inside, %outside, protocol, first = range.start(), last = range.end(), "block returned");
-                }
-            }
-        }
+        let over = if host.blocks.is_empty() {
+            None
+        } else {
+            host.give_of_block(row, lease.address, ports.block_of(lease.port))
+        };
+        let name = host.name;
         if host.bindings == 0 {
-            self.hosts.remove(&name);
-            self.places.remove(&name);
+            self.hosts[place as usize] = None;
+            self.by_name.remove(&name, place);
+            self.places.give(place);
+        }
+        if let Some(block) = over {
+            let range = ports.block_range(block);
+            ports.give_block(block, now);
+            let (inside, outside) = (self.name(name.1), self.outside_name(lease.address));
+            tracing::info!(%inside, %outside, protocol, first = range.start(), last = range.end(), "block returned");
         }
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        self.hosts.len()
+        self.places.used() as usize
     }
 
-    /// Their places, ascending.
-    pub(super) fn places(&self, range: impl RangeBounds<u64>) -> impl Iterator<Item = u64> {
-        self.places.range(range).copied()
-    }
-
-    /// The host at a place.
-    pub(super) fn at(&self, place: u64) -> Option<&Host> {
-        self.hosts.get(&place)
+    /// By place.
+    pub(super) fn all(&self) -> &[Option<Host>] {
+        &self.hosts
     }
 
     /// The ports of each outside address by protocol, and its number.
@@ -238,8 +266,8 @@ impl Hosts {
 
     /// Protocol's place, first and last port of each block of a host.
     pub(super) fn blocks(&self, host: &Host) -> impl Iterator<Item = (usize, u16, u16)> {
-        let of_row = |row: usize| host.blocks[row].iter().map(move |block| (row, block));
-        (0..PROTOCOLS).flat_map(of_row).filter_map(|(row, block)| {
+        let of_row = |row: usize| host.blocks.iter().filter(move |block| usize::from(block.row) == row);
+        (0..PROTOCOLS).flat_map(move |row| of_row(row).map(move |block| (row, block))).filter_map(|(row, block)| {
             let range = self.ports[usize::from(block.address)].as_ref()?[row].block_range(block.number);
             Some((row, *range.start(), *range.end()))
         })
@@ -299,14 +327,14 @@ impl Hosts {
 #[allow(clippy::too_many_arguments, reason = "what a lease needs, and where the block is noted")]
 fn lease_in_blocks(
     ports: &mut Ports,
-    address: u8,
+    (row, address): (u8, u8),
     blocks: &mut Vec<Block>,
     wish: Wish<'_>,
     random: &mut Random,
     now: Nanos,
     log: impl Fn((u16, u16)),
 ) -> Option<u16> {
-    for block in blocks.iter_mut().filter(|block| block.address == address) {
+    for block in blocks.iter_mut().filter(|block| (block.row, block.address) == (row, address)) {
         if let Some(port) = ports.lease_in_block(block.number, wish, random, now) {
             block.leased += 1;
             return Some(port);
@@ -320,6 +348,6 @@ fn lease_in_blocks(
     };
     let range = ports.block_range(block);
     log((*range.start(), *range.end()));
-    blocks.push(Block { address, number: block, leased: 1 });
+    blocks.push(Block { row, address, number: block, leased: 1 });
     Some(port)
 }

@@ -12,7 +12,6 @@
 mod adjacency;
 mod admission;
 mod ageing;
-mod binding_index;
 mod entry;
 mod exchanges;
 mod exit;
@@ -22,6 +21,7 @@ pub(crate) mod harness;
 mod hosts;
 mod hosts6;
 pub mod interface;
+mod key_index;
 mod known_tokens;
 mod nat;
 mod nat_ageing;
@@ -58,9 +58,10 @@ pub use show::{AdjacencyView, Counters, PeerView, SessionView, Summary};
 
 use self::{
     adjacency::Adjacencies,
-    binding_index::BindingIndex,
     exchanges::Exchanges,
     gateway::GatewayState,
+    hosts::Hosts,
+    key_index::KeyIndex,
     known_tokens::KnownTokens,
     node_keys::NodeKeys,
     peers::Peers,
@@ -74,6 +75,7 @@ use crate::{
     dataplane::{
         command::{Command, Event, PuntCause},
         conntrack::CtIndex,
+        nat::BindingKey,
         published::Published,
         reason::Reason,
     },
@@ -122,7 +124,7 @@ pub struct Control {
 
 /// Huge pages that the control core takes for a worker of `bindings`, where it can.
 pub fn huge_pages(bindings: u32) -> usize {
-    BindingIndex::huge_pages(bindings)
+    KeyIndex::<BindingKey>::huge_pages(bindings) + Hosts::huge_pages(bindings)
 }
 
 impl Control {
@@ -187,16 +189,9 @@ impl Control {
         let count = events.slots().min(most);
         let Ok(events) = events.read_chunk(count) else { return 0 };
         let (first, rest) = events.as_slices();
-        first.iter().chain(rest).for_each(|event| self.ask_for(worker, event));
+        self.workers[worker].ask_for(first.iter().chain(rest));
         events.into_iter().for_each(|event| self.on_event(worker, event, now));
         count
-    }
-
-    /// Asks for the memory that an event will need.
-    fn ask_for(&self, worker: usize, event: &Event) {
-        if let Event::Punt { cause: PuntCause::NoBinding { key, .. }, .. } = event {
-            self.workers[worker].by_key.ask_for(key);
-        }
     }
 
     /// A worker spoke.

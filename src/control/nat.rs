@@ -146,9 +146,9 @@ impl Control {
         });
         let is_good = is_good.as_ref().map(|is_good| is_good as &dyn Fn(Lease) -> bool);
         let answers = self.steering.answers(protocol, remote, worker);
-        let lease = tables.hosts.lease(nat, &key, is_good, answers.as_ref(), &mut self.random, now)?;
+        let (host, lease) = tables.hosts.lease(nat, &key, is_good, answers.as_ref(), &mut self.random, now)?;
         let Some(index) = tables.bindings.take() else {
-            tables.hosts.give(&key, lease, now);
+            tables.hosts.give(host, key.protocol, lease, now);
             return Err(Reason::TableFull);
         };
         if let Some(remote) = key.remote {
@@ -157,8 +157,17 @@ impl Control {
         let is_flow = matches!(mapping, Mapping::Flow(_));
         let (held_lease, due) = (Some(lease), 0);
         let (is_static, is_free_pending, is_closing) = (false, false, false);
-        let held =
-            NatBinding { key, lease: held_lease, since: now, due, is_flow, is_static, is_free_pending, is_closing };
+        let held = NatBinding {
+            key,
+            lease: held_lease,
+            host,
+            since: now,
+            due,
+            is_flow,
+            is_static,
+            is_free_pending,
+            is_closing,
+        };
         tables.put_binding(index, held);
         let binding = BindingInit {
             owner: key.owner,
@@ -183,12 +192,12 @@ impl Control {
             return;
         }
         let Some(binding) = tables.nat[index as usize].take() else { return };
-        let NatBinding { key, lease, .. } = binding;
+        let NatBinding { key, lease, host, .. } = binding;
         // A static mapping may have taken over what this one had been found by.
         tables.by_key.remove(&key, index);
         tables.bindings.give(index);
         if let Some(lease) = lease {
-            tables.hosts.give(&key, lease, now);
+            tables.hosts.give(host, key.protocol, lease, now);
             if let Some(remote) = key.remote {
                 tables.shared.remove(&(key.protocol, lease, remote));
             }

@@ -5,7 +5,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    ops::Bound::{Excluded, Unbounded},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control,
-    hosts::name_of,
+    hosts::Host,
     page::{self, Cursor, Page, ROWS_MAX},
     tables::{NatBinding, Tables},
 };
@@ -25,9 +24,6 @@ use crate::{
 
 /// Bindings that one order frees: the worker's ring has room for them.
 const CLEARED_AT_ONCE: usize = 1024;
-
-/// Hosts that one question looks at: fewer than places of an array, for each is somewhere else in memory.
-const HOSTS_A_PAGE: usize = 1 << 13;
 
 /// What can be asked of the NAT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
@@ -272,22 +268,16 @@ impl Control {
     /// A page of hosts.
     pub fn nat_hosts(&self, question: &NatQuestion) -> Page<HostView> {
         let limit = question.limit.min(ROWS_MAX);
-        let (mut rows, mut seen) = (Vec::new(), 0);
-        let start = question.after.unwrap_or_default();
-        for (worker, tables) in self.workers.iter().enumerate().skip(start.worker as usize) {
-            let is_first = worker as u32 == start.worker && question.after.is_some();
-            let from = if is_first { Excluded(start.place) } else { Unbounded };
-            for place in tables.hosts.places((from, Unbounded)) {
-                if question.filter.takes_host(tables, place) {
-                    rows.extend(host_view(worker, tables, place));
-                }
-                seen += 1;
-                if rows.len() == limit || seen == HOSTS_A_PAGE {
-                    return Page { rows, next: Some(Cursor { worker: worker as u32, place }) };
-                }
+        let mut rows = Vec::new();
+        let hosts = self.workers.iter().map(|tables| tables.hosts.all());
+        let next = page::scan(hosts, question.after, |worker, _, host| {
+            let tables = &self.workers[worker];
+            if question.filter.takes_host(tables, host) {
+                rows.push(host_view(worker, tables, host));
             }
-        }
-        Page { rows, next: None }
+            rows.len() < limit
+        });
+        Page { rows, next }
     }
 
     /// Ports by outside address and protocol.
@@ -409,11 +399,10 @@ impl Flow<'_> {
     }
 }
 
-fn host_view(worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
-    let (owner, address) = name_of(place);
-    let host = tables.hosts.at(place)?;
+fn host_view(worker: usize, tables: &Tables, host: &Host) -> HostView {
+    let (owner, address) = host.name;
     let blocks = tables.hosts.blocks(host).map(|(row, first, last)| (NatProtocol::ALL[row], first, last));
-    Some(HostView {
+    HostView {
         worker,
         owner: owner_name(owner),
         host: tables.hosts.name(address),
@@ -421,7 +410,7 @@ fn host_view(worker: usize, tables: &Tables, place: u64) -> Option<HostView> {
         bindings: host.bindings,
         ports: host.ports,
         blocks: blocks.collect(),
-    })
+    }
 }
 
 /// Each condition is decided on the tables themselves: a view of what is passed over would be made for nothing.
@@ -436,12 +425,11 @@ impl NatFilter {
             && self.state.as_ref().is_none_or(|wanted| wanted == flow.state())
     }
 
-    fn takes_host(&self, tables: &Tables, place: u64) -> bool {
-        let (owner, address) = name_of(place);
-        let outside = || tables.hosts.at(place).map(|host| tables.hosts.outside_name(host.address));
+    fn takes_host(&self, tables: &Tables, host: &Host) -> bool {
+        let (owner, address) = host.name;
         self.takes_owner(owner)
             && self.host.is_none_or(|wanted| wanted == tables.hosts.name(address))
-            && self.outside.is_none_or(|wanted| Some(wanted) == outside())
+            && self.outside.is_none_or(|wanted| wanted == tables.hosts.outside_name(host.address))
     }
 
     fn takes_owner(&self, owner: Owner) -> bool {

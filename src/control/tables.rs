@@ -8,9 +8,9 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
-    binding_index::BindingIndex,
     hosts::{Hosts, Lease},
     interface::ControlConfig,
+    key_index::KeyIndex,
     pools::{Generations, Pool},
     random::Random,
     sessions::{Part, Session},
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Nanos, SECOND,
     dataplane::{
-        command::Command,
+        command::{Command, Event, PuntCause},
         nat::{BindingKey, Endpoint},
         published::Published,
         tick::Tick,
@@ -46,7 +46,7 @@ pub(super) struct Tables {
     pub(super) bindings: Pool,
     /// By binding.
     pub(super) nat: Vec<Option<NatBinding>>,
-    pub(super) by_key: BindingIndex,
+    pub(super) by_key: KeyIndex<BindingKey>,
     /// Endpoint-dependent bindings: which remote endpoints share an outside port.
     pub(super) shared: HashSet<(u8, Lease, Endpoint)>,
     pub(super) hosts: Hosts,
@@ -90,6 +90,8 @@ pub(super) struct NatBinding {
     pub(super) key: BindingKey,
     /// Its port; `None`: it is static.
     pub(super) lease: Option<Lease>,
+    /// Where its host is in [`Hosts`], if it has a lease.
+    pub(super) host: u32,
     pub(super) since: Nanos,
     /// The tick at which it is looked at.
     pub(super) due: u32,
@@ -120,11 +122,10 @@ impl Tables {
             parts: Parts::default(),
             fans: Pool::new(config.fans),
             bindings: Pool::new(config.bindings),
-            // For all from the start: to grow would stop the control core for as long as it takes to move what is there.
-            nat: Vec::with_capacity(config.bindings as usize),
-            by_key: BindingIndex::new(config.bindings, random.key()),
+            nat: with_room(config.bindings),
+            by_key: KeyIndex::new(config.bindings, random.key()),
             shared: HashSet::with_capacity(if config.nat.is_endpoint_dependent { config.bindings as usize } else { 0 }),
-            hosts: Hosts::new(&config.nat, &outside, worker, config.bindings),
+            hosts: Hosts::new(&config.nat, &outside, worker, config.bindings, random.key()),
             published,
             backlog: VecDeque::new(),
             room: usize::MAX,
@@ -156,9 +157,22 @@ impl Tables {
         self.nat.get_mut(index as usize)?.as_mut()
     }
 
+    /// Asks for the memory that events will need, in stages: those of a burst wait together.
+    pub(super) fn ask_for<'a>(&self, events: impl Iterator<Item = &'a Event> + Clone) {
+        let keys = events.filter_map(|event| match event {
+            Event::Punt { cause: PuntCause::NoBinding { key, .. }, .. } => Some(key),
+            _ => None,
+        });
+        for key in keys.clone() {
+            self.by_key.ask_for(key);
+            self.hosts.ask_for_place(key);
+        }
+        keys.for_each(|key| self.hosts.ask_for(key));
+    }
+
     /// The binding that is found by `key`.
     pub(super) fn find(&self, key: &BindingKey) -> Option<u32> {
-        self.by_key.find(key, &self.nat)
+        self.by_key.find(key, |index| matches!(self.nat.get(index as usize), Some(Some(held)) if held.key == *key))
     }
 
     /// Puts a session into a slot.
@@ -174,14 +188,24 @@ impl Tables {
         }
     }
 
-    /// Puts a binding into its place.
+    /// Puts a binding into its place. Nothing is found by its key yet.
     pub(super) fn put_binding(&mut self, index: u32, binding: NatBinding) {
-        self.by_key.insert(&binding.key, index, &self.nat);
+        debug_assert!(self.find(&binding.key).is_none(), "{:?} has a binding", binding.key);
+        self.by_key.insert(&binding.key, index);
         put(&mut self.nat, index, binding);
     }
 }
 
-fn put<T>(array: &mut Vec<Option<T>>, place: u32, value: T) {
+/// Room for all from the start, each page of it written once: to grow would stop the control core for as long as it takes to
+/// move what is there, and a page's first use for as long as the kernel takes to find one.
+fn with_room<T>(count: u32) -> Vec<Option<T>> {
+    let mut array = Vec::new();
+    array.resize_with(count as usize, || None);
+    array.clear();
+    array
+}
+
+pub(super) fn put<T>(array: &mut Vec<Option<T>>, place: u32, value: T) {
     let place = place as usize;
     if place >= array.len() {
         array.resize_with(place + 1, || None);
