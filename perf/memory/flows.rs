@@ -12,7 +12,7 @@ use std::{
 };
 
 use starnet::{
-    control::{Control, ControlConfig, Effect},
+    control::{Control, ControlConfig},
     dataplane::{
         command::{Command, Event},
         exit_policy::ExitPolicy,
@@ -165,6 +165,8 @@ fn decide(
     };
     let clock = quanta::Clock::new();
     let mut control = Control::new(config, vec![published], clock.delta_as_nanos(0, clock.raw()));
+    // The world has routes of its own.
+    control.take_commands(0, usize::MAX).for_each(drop);
     let mut tick_next = Instant::now();
     let (mut idle, mut before, mut taken) = (Idle::default(), clock.raw(), 0);
     while !is_stopping.load(Relaxed) {
@@ -177,15 +179,8 @@ fn decide(
             control.on_tick(now);
             tick_next += TICK;
         }
-        control.set_command_room(0, commands.slots());
-        while let Some(effect) = control.poll() {
-            match effect {
-                // The world has routes of its own.
-                Effect::Command { command: Command::SetForwarding(_), .. } => {}
-                Effect::Command { command, .. } => commands.push(command).expect("there is room"),
-                _ => {}
-            }
-        }
+        control.write_commands(0, &mut commands);
+        while control.poll().is_some() {}
     }
     (control.summary(0).counters.bindings_made, idle.share())
 }

@@ -161,6 +161,17 @@ impl Node {
         result
     }
 
+    /// Has the worker do what it is to do, and then says what else there is.
+    fn next_effect(&mut self, now: Nanos) -> Option<Effect> {
+        loop {
+            let commands: Vec<Command> = self.control.take_commands(0, usize::MAX).collect();
+            if commands.is_empty() {
+                return self.control.poll();
+            }
+            commands.into_iter().for_each(|command| self.apply(command, now));
+        }
+    }
+
     /// What a worker does about it, as far as the control core can tell.
     fn apply(&mut self, command: Command, now: Nanos) {
         let event = match command {
@@ -239,9 +250,8 @@ fn deliver(nodes: &mut [Node], message: Message, now: Nanos, done: &mut Done) ->
 
 /// Carries out what a node decided.
 fn settle(nodes: &mut [Node], place: usize, now: Nanos, messages: &mut VecDeque<Message>, done: &mut Done) {
-    while let Some(effect) = nodes[place].timed(|node| node.control.poll()) {
+    while let Some(effect) = nodes[place].timed(|node| node.next_effect(now)) {
         match effect {
-            Effect::Command { command, .. } => nodes[place].timed(|node| node.apply(command, now)),
             Effect::Call { call, to, request, .. } => {
                 let bytes = done.timed(|| encode(&request).expect("a request is short"));
                 let to = NAMES.iter().position(|name| *name == to).expect("one of the three");

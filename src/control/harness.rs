@@ -212,6 +212,8 @@ pub(crate) struct Node {
     /// While true the workers apply nothing, as if their threads did not run.
     pub(crate) is_stalled: bool,
     stalled: Vec<(usize, Command)>,
+    /// Commands that the workers' rings have room for.
+    pub(crate) room: usize,
     /// Requests it has not answered yet.
     asked: HashMap<RequestId, Origin>,
     next_request: u64,
@@ -497,10 +499,8 @@ impl Net {
             let mut out = Vec::new();
             let node = self.node(&name);
             node.unstall(now);
-            while let Some(effect) = node.control.poll() {
+            while let Some(effect) = node.next_effect(now) {
                 match effect {
-                    Effect::Command { worker, command } if node.is_stalled => node.stalled.push((worker, command)),
-                    Effect::Command { worker, command } => node.apply(worker, command, now),
                     Effect::Respond { request, response } => {
                         let to = node.asked.remove(&request).expect("a request is answered once");
                         out.push(Message::Response { to, from: name.clone(), response });
@@ -573,6 +573,7 @@ impl Node {
             is_up: true,
             is_stalled: false,
             stalled: Vec::new(),
+            room: usize::MAX,
             asked: HashMap::new(),
             next_request: 0,
             fan_reports: Vec::new(),
@@ -585,6 +586,27 @@ impl Node {
     fn apply(&mut self, worker: usize, command: Command, now: Nanos) {
         if let Some(event) = self.workers[worker].apply(command, now) {
             self.control.on_event(worker, event, now);
+        }
+    }
+
+    /// Has the workers do what they are to do, and then says what else there is.
+    fn next_effect(&mut self, now: Nanos) -> Option<Effect> {
+        loop {
+            let mut count = 0;
+            for worker in 0..self.workers.len() {
+                let commands: Vec<Command> = self.control.take_commands(worker, self.room).collect();
+                count += commands.len();
+                self.room -= commands.len();
+                for command in commands {
+                    match self.is_stalled {
+                        true => self.stalled.push((worker, command)),
+                        false => self.apply(worker, command, now),
+                    }
+                }
+            }
+            if count == 0 {
+                return self.control.poll();
+            }
         }
     }
 

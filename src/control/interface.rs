@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use crate::{
     dataplane::{
-        command::Command,
         conntrack::FanReport,
         exit_policy::ExitPolicy,
         forwarding::{Identity, Interface, Prefix},
@@ -137,13 +136,6 @@ pub struct LocalAddress<A = Ipv4Addr> {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each variant's sentence names its fields")]
 pub enum Effect {
-    /// Put a command into the ring of a worker.
-    Command {
-        /// Its number.
-        worker: usize,
-        /// What it is to do.
-        command: Command,
-    },
     /// Answer a request.
     Respond {
         /// As given to `Control::on_request`.

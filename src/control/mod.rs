@@ -1,8 +1,8 @@
 //! The control core: the one place of a node that allocates slots, fans, bindings and ports.
 //!
 //! Sans-IO. What happens is told to [`Control`] (a request came, a worker spoke, the kernel changed a route,
-//! time passed); what is to be done comes out of [`Control::poll`] as [`Effect`]s. No socket, no clock, no
-//! thread: the node's process and the simulator drive the same code.
+//! time passed); what is to be done comes out of [`Control::write_commands`] and, as [`Effect`]s, of [`Control::poll`]. No
+//! socket, no clock, no thread: the node's process and the simulator drive the same code.
 //!
 //! A session's way through these files: [`admission`] checks the request, [`entry`] reserves a slot and asks the
 //! next nodes ([`exchanges`]), each [`relay`] passes it on, the [`exit`] writes it to its worker and answers, and so
@@ -116,7 +116,7 @@ pub struct Control {
     retirement_due: Nanos,
     /// Everything that all workers recorded since the start; shared with those who asked.
     histograms: Arc<Histograms>,
-    /// Everything but commands, which wait in the workers' backlogs.
+    /// What is not a worker's to do; its commands wait in its backlog.
     effects: VecDeque<Effect>,
     counters: Counters,
     started: Nanos,
@@ -254,25 +254,26 @@ impl Control {
         }
     }
 
-    /// How many commands the ring of a worker takes now; [`Control::poll`] yields no more of them for it until it is
-    /// told again. Without a call there is no limit. New work for a worker that does not keep up is refused with
-    /// [`FailureReason::Busy`]; what must be done (freeing, above all) waits in order.
-    pub fn set_command_room(&mut self, worker: usize, room: usize) {
-        self.workers[worker].room = room;
+    /// Writes what a worker is to do into its ring, as far as there is room; how much that was. To be called before
+    /// [`Control::poll`], so that a session is in its worker's ring before its client hears of it. New work for a worker that
+    /// does not keep up is refused with [`FailureReason::Busy`]; what must be done (freeing, above all) waits in order.
+    pub fn write_commands(&mut self, worker: usize, ring: &mut rtrb::Producer<Command>) -> usize {
+        let commands = self.take_commands(worker, ring.slots());
+        match ring.write_chunk_uninit(commands.len()) {
+            Ok(chunk) => chunk.fill_from_iter(commands),
+            Err(_) => 0,
+        }
     }
 
-    /// The next thing to be done. Commands come before answers, so that a session is in its worker's ring before
-    /// its client hears of it.
-    pub fn poll(&mut self) -> Option<Effect> {
+    /// The same without a ring: the next commands for a worker, `most` at most.
+    pub fn take_commands(&mut self, worker: usize, most: usize) -> impl ExactSizeIterator<Item = Command> {
         self.flush_forwarding();
-        for (worker, tables) in self.workers.iter_mut().enumerate() {
-            if tables.room > 0
-                && let Some(command) = tables.backlog.pop_front()
-            {
-                tables.room -= 1;
-                return Some(Effect::Command { worker, command });
-            }
-        }
+        let backlog = &mut self.workers[worker].backlog;
+        backlog.drain(..most.min(backlog.len()))
+    }
+
+    /// The next thing to be done that is not a worker's.
+    pub fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()
     }
 

@@ -52,8 +52,6 @@ pub(super) struct Tables {
     pub(super) hosts: Hosts,
     pub(super) published: Arc<Published>,
     pub(super) backlog: VecDeque<Command>,
-    /// Free places of the worker's ring.
-    pub(super) room: usize,
     /// Where the ageing scan goes on.
     pub(super) slot_cursor: usize,
     /// When the next look at each binding is due.
@@ -128,7 +126,6 @@ impl Tables {
             hosts: Hosts::new(&config.nat, &outside, worker, config.bindings, random.key()),
             published,
             backlog: VecDeque::new(),
-            room: usize::MAX,
             slot_cursor: 0,
             wheel: Wheel::new(config.nat.tick.at(now), config.nat.tick.ceil(LOOK_AT_LEAST)),
             tick: config.nat.tick,

@@ -305,19 +305,17 @@ impl ControlThread {
 
     /// Does what the control core decided; how much that was.
     fn execute(&mut self) -> usize {
-        for (number, worker) in self.workers.iter().enumerate() {
-            self.control.set_command_room(number, worker.commands.slots());
-        }
-        let mut told = [false; crate::limits::WORKERS_MAX];
         let mut count = 0;
+        for (number, worker) in self.workers.iter_mut().enumerate() {
+            let told = self.control.write_commands(number, &mut worker.commands);
+            if told > 0 {
+                worker.doorbell.ring();
+            }
+            count += told;
+        }
         while let Some(effect) = self.control.poll() {
             count += 1;
             match effect {
-                Effect::Command { worker, command } => {
-                    let pushed = self.workers[worker].commands.push(command);
-                    debug_assert!(pushed.is_ok(), "the control core was told how much room there is");
-                    told[worker] = true;
-                }
                 Effect::Respond { request, response } => {
                     if let Some(responder) = self.waiting.requests.remove(&request) {
                         responder.respond(response);
@@ -337,9 +335,6 @@ impl ControlThread {
                     self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
                 }
             }
-        }
-        for (worker, _) in self.workers.iter().zip(told).filter(|(_, is_told)| *is_told) {
-            worker.doorbell.ring();
         }
         count
     }

@@ -173,16 +173,15 @@ impl Node {
         let mut wishes = Vec::new();
         loop {
             let mut is_idle = true;
-            for (worker, ring) in self.commands.iter().enumerate() {
-                self.control.set_command_room(worker, ring.slots());
+            for (worker, ring) in self.commands.iter_mut().enumerate() {
+                if self.control.write_commands(worker, ring) > 0 {
+                    is_idle = false;
+                    self.is_woken[worker] = true;
+                }
             }
             while let Some(effect) = self.control.poll() {
                 is_idle = false;
                 match effect {
-                    Effect::Command { worker, command } => {
-                        self.commands[worker].push(command).expect("the control core was told how much fits");
-                        self.is_woken[worker] = true;
-                    }
                     Effect::Respond { request, response } => {
                         let to = self.asked.remove(&request).expect("a request is answered once");
                         wishes.push(Wish::Answer { to, response });

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_worker_that_does_not_keep_up_gets_no_new_work_and_nothing_is_lost() {
     let mut net = Net::new(&NAMES, 1, |_, config| (config.slots, config.fans) = (4096, 4096));
-    net.node("out").control.set_command_room(0, 10);
+    net.node("out").room = 10;
     let mut sessions = Vec::new();
     let mut busy = 0;
     for session in 0..900u16 {
@@ -30,7 +30,7 @@ fn a_worker_that_does_not_keep_up_gets_no_new_work_and_nothing_is_lost() {
     }
     assert!(busy > 100, "{busy}");
     assert!(net.node("out").workers[0].slots.len() < 10);
-    net.node("out").control.set_command_room(0, usize::MAX);
+    net.node("out").room = usize::MAX;
     net.settle();
     assert_eq!(net.node("out").workers[0].slots.len(), 900 - busy, "what was promised is done, in order");
     net.run(100 * SECOND);

@@ -283,22 +283,16 @@ impl Nat {
     fn settle_unchecked(&mut self) -> Vec<Sent> {
         loop {
             let mut is_idle = true;
-            for (worker, ring) in self.commands.iter().enumerate() {
-                self.control.set_command_room(worker, ring.slots());
-            }
-            while !self.is_stalled
-                && let Some(effect) = self.control.poll()
-            {
-                is_idle = false;
-                match effect {
-                    Effect::Command { worker, command } => {
-                        self.commands[worker].push(command).expect("the control core was told how much fits");
-                    }
-                    Effect::Resolve { interface, address } => {
+            if !self.is_stalled {
+                for (worker, ring) in self.commands.iter_mut().enumerate() {
+                    is_idle &= self.control.write_commands(worker, ring) == 0;
+                }
+                while let Some(effect) = self.control.poll() {
+                    is_idle = false;
+                    if let Effect::Resolve { interface, address } = effect {
                         let mac = mac_of(address);
                         self.control.on_kernel(KernelEvent::NeighbourUp { interface, address, mac }, self.now);
                     }
-                    _ => {}
                 }
             }
             for worker in &mut self.workers {
