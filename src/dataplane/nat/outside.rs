@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{binding::Endpoint, token};
-use crate::dataplane::gateway::{OutsideAddress, OutsideAddress6};
+use crate::dataplane::{
+    address::Address,
+    gateway::{OutsideAddress, OutsideAddress6},
+};
 
 /// Numbers of addresses: a binding keeps its in a byte.
 pub const ADDRESSES_MAX: usize = 256;
@@ -19,14 +22,24 @@ pub const FIRST6: u8 = 128;
 pub struct OutsideAddresses {
     /// By number.
     addresses: Box<[Option<Place>; ADDRESSES_MAX]>,
-    /// Addresses and their numbers, sorted.
-    sorted: Box<[(Ipv4Addr, u8)]>,
+    /// Number plus one of each address, at its [`home`] or in the places after it; zero: none. That an address is not ours,
+    /// which most are not, is mostly told by one look.
+    by_address: Box<[u16; PLACES]>,
     /// Those of IPv6, by place; the unspecified one where there is none.
     addresses6: Box<[Ipv6Addr]>,
 }
 
+/// At least half of them are empty.
+const PLACES: usize = 2 * ADDRESSES_MAX;
+
+#[inline]
+fn home(address: Ipv4Addr) -> usize {
+    (address.spread() >> 16) as usize % PLACES
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Place {
+    address: Ipv4Addr,
     first: u16,
     last: u16,
     /// Ports that one worker owns.
@@ -44,28 +57,38 @@ impl OutsideAddresses {
             },
         );
         let known = (0..FIRST6).zip(addresses.iter().copied()).filter(|(_, outside)| !outside.is_vacant());
-        let (mut places, mut sorted) = (Box::new([None; ADDRESSES_MAX]), Vec::new());
+        let mut pool = Self {
+            addresses: Box::new([None; ADDRESSES_MAX]),
+            by_address: Box::new([0; PLACES]),
+            addresses6: addresses6.iter().map(|outside| outside.address).collect(),
+        };
         for (number, OutsideAddress { address, first, last }) in known.chain(known_by_token) {
             let share = (u32::from(last - first) + 1).div_ceil(u32::from(workers));
-            places[usize::from(number)] = Some(Place { first, last, share });
-            sorted.push((address, number));
+            assert!(!pool.contains(address), "an address is in the pool once");
+            pool.addresses[usize::from(number)] = Some(Place { address, first, last, share });
+            let mut at = home(address);
+            while pool.by_address[at] != 0 {
+                at = (at + 1) % PLACES;
+            }
+            pool.by_address[at] = u16::from(number) + 1;
         }
-        sorted.sort_unstable();
-        assert!(sorted.windows(2).all(|pair| pair[0].0 != pair[1].0), "an address is in the pool once");
-        let addresses6: Box<[Ipv6Addr]> = addresses6.iter().map(|outside| outside.address).collect();
+        let addresses6 = &pool.addresses6;
         let is_there_before = |n: usize| !addresses6[n].is_unspecified() && addresses6[..n].contains(&addresses6[n]);
         assert!(!(0..addresses6.len()).any(is_there_before), "an address is there once");
-        Self { addresses: places, sorted: sorted.into_boxed_slice(), addresses6 }
+        pool
     }
 
     /// The number of an address, `None` where it is not in the pool.
     #[inline]
     pub fn number_of(&self, address: Ipv4Addr) -> Option<u8> {
-        if let [(only, number)] = *self.sorted {
-            return (only == address).then_some(number);
+        let mut at = home(address);
+        loop {
+            let number = self.by_address[at].checked_sub(1)? as u8;
+            if self.addresses[usize::from(number)].is_some_and(|place| place.address == address) {
+                return Some(number);
+            }
+            at = (at + 1) % PLACES;
         }
-        let place = self.sorted.binary_search_by_key(&address, |(address, _)| *address).ok()?;
-        Some(self.sorted[place].1)
     }
 
     /// True where the address is in the pool.
@@ -145,6 +168,24 @@ mod tests {
         let one = OutsideAddresses::new(&[outside(A, 0, 65_535)], &[], 1);
         assert_eq!((one.number_of(A), one.number_of(B)), (Some(0), None));
         assert_eq!((one.owner_of((A, 0)), one.owner_of((A, 65_535))), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn every_address_of_a_full_pool_is_found_and_no_other_one() {
+        // All of one family; the second half share the homes of the first.
+        let half: Vec<Ipv4Addr> = (0..64).map(|n| Ipv4Addr::from_bits(0xc633_6400 + n)).collect();
+        let like = |address: &Ipv4Addr| {
+            let others = (0x0a00_0000..).map(Ipv4Addr::from_bits);
+            others.filter(|other| home(*other) == home(*address)).nth(3).unwrap()
+        };
+        let all: Vec<Ipv4Addr> = half.iter().copied().chain(half.iter().map(like)).collect();
+        let named: Vec<OutsideAddress> = all.iter().map(|address| outside(*address, 1, 2)).collect();
+        let pool = OutsideAddresses::new(&named, &[], 1);
+        for (number, address) in (0..).zip(&all) {
+            assert_eq!(pool.number_of(*address), Some(number));
+            let near = (0..9).map(|step| Ipv4Addr::from_bits(address.to_bits().wrapping_add(step << 16)));
+            assert!(near.filter(|other| !all.contains(other)).all(|other| !pool.contains(other)));
+        }
     }
 
     #[test]
