@@ -5,7 +5,11 @@
 //!
 //! Nothing here waits: where the table or the ring is full the packet is dropped and the flow's next one asks.
 
-use super::super::{command::Event, packet::Bitmap, published::add};
+use super::super::{
+    command::Event,
+    packet::{Bitmap, Packet},
+    published::add,
+};
 use super::prelude::*;
 
 /// The node's entry in the graph.
@@ -14,23 +18,28 @@ pub(in crate::dataplane) const NODE: Node = Node { id: NodeId::Punt, name: "punt
 /// Places in the event ring kept for the answers to commands: losing one of those would leak a slot.
 pub(in crate::dataplane) const RESERVED_FOR_ANSWERS: usize = 256;
 
-fn punt(context: &mut Context, _: &mut Frames, batch: Bitmap) {
-    for slot in batch {
-        let mut packet = context.packets[slot];
-        packet.has_waited = true;
-        if context.events.slots() <= RESERVED_FOR_ANSWERS {
-            context.leave(slot, NodeId::Punt, Verdict::Drop(Reason::EventRingFull));
-            continue;
-        }
-        let Some(waiting) = context.waiting.put(packet, packet.resume_at) else {
-            context.leave(slot, NodeId::Punt, Verdict::Drop(Reason::WaitingFull));
-            continue;
+fn punt(context: &mut Context, _: &mut Frames, mut batch: Bitmap) {
+    let room = context.events.slots().saturating_sub(RESERVED_FOR_ANSWERS);
+    let asked = batch.take_lowest(room);
+    batch.for_each(|slot| context.leave(slot, NodeId::Punt, Verdict::Drop(Reason::EventRingFull)));
+
+    let mut refused = Bitmap::default();
+    let Context { packets, punts, waiting, free, .. } = context;
+    let events = asked.filter_map(|slot| {
+        let packet = Packet { has_waited: true, ..packets[slot] };
+        let Some(waiting) = waiting.put(packet, packet.resume_at) else {
+            refused.insert(slot);
+            return None;
         };
-        let event = Event::Punt { waiting, cause: context.punts[slot] };
-        context.events.push(event).expect("room was checked above");
-        add(&context.published.worker.punted, 1);
-        context.finish_without_frame(slot);
-    }
+        // Its frame has a new owner.
+        free.insert(slot);
+        Some(Event::Punt { waiting, cause: punts[slot] })
+    });
+    // At once: to write into the ring takes a line away from the control core, which looks at it all the time.
+    let chunk = context.events.write_chunk_uninit(asked.count()).expect("room was checked above");
+    let punted = chunk.fill_from_iter(events);
+    add(&context.published.worker.punted, punted as u64);
+    refused.for_each(|slot| context.leave(slot, NodeId::Punt, Verdict::Drop(Reason::WaitingFull)));
 }
 
 #[cfg(test)]
