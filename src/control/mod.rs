@@ -258,6 +258,11 @@ impl Control {
     /// [`Control::poll`], so that a session is in its worker's ring before its client hears of it. New work for a worker that
     /// does not keep up is refused with [`FailureReason::Busy`]; what must be done (freeing, above all) waits in order.
     pub fn write_commands(&mut self, worker: usize, ring: &mut rtrb::Producer<Command>) -> usize {
+        self.flush_forwarding();
+        if self.workers[worker].backlog.is_empty() {
+            // To ask for the room takes a line away from the worker.
+            return 0;
+        }
         let commands = self.take_commands(worker, ring.slots());
         match ring.write_chunk_uninit(commands.len()) {
             Ok(chunk) => chunk.fill_from_iter(commands),

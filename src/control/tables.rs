@@ -103,6 +103,8 @@ pub(super) struct NatBinding {
     pub(super) is_closing: bool,
 }
 
+const _: () = assert!(size_of::<Option<NatBinding>>() == 48, "as docs/NAT.md says");
+
 impl Tables {
     /// An empty worker number `worker`.
     pub(super) fn new(
