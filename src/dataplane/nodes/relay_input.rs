@@ -14,7 +14,6 @@ use crate::{
         outer::RELAY_AT,
         packet::Bitmap,
         tags::Tags,
-        window::Reject,
     },
     limits::PACKET_SLOTS,
     wire::{OVERLAY_BYTES, ip4, read_u16, read_u32, relay, udp},
@@ -44,7 +43,10 @@ fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
     });
     for place in 0..std::mem::take(&mut context.claims.waiting_count) {
         let (slot, next, claim) = context.claims.waiting[place];
-        admit(context, &claim, usize::from(slot), next, &mut onwards);
+        match next {
+            NodeId::EntryUp => admit_client(context, &claim, slot.into()),
+            _ => admit(context, &claim, slot.into(), next, &mut onwards),
+        }
     }
     verify_clients(context, &mut onwards);
     onwards.move_on(context);
@@ -156,26 +158,37 @@ fn look_up(context: &mut Context, ip: &[u8; OVERLAY_BYTES], slot: usize) -> Resu
     Ok(next)
 }
 
-/// Source address and tag. A client's packet is held back by its tag only.
+/// Source address and tag of a packet from a node.
 #[inline(always)] // A relay's packets skip most of it.
 fn admit(context: &mut Context, claim: &Claim, slot: usize, next: NodeId, onwards: &mut Onwards) {
     let Some((link, ports)) = hop_of(context, slot, next) else {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongPath));
     };
-    if claim.source != source_of(link, ports) && !may_move(context, slot, next) {
+    if claim.source != source_of(link, ports) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
-    }
-    if next == NodeId::EntryUp {
-        return match check_replay(context, slot) {
-            Ok(key) => context.claims.push(slot, claim, &key),
-            Err(reject) => context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into())),
-        };
     }
     if !relay::is_same_tag(context.node_keys.tag(link.key, claim.tagged), claim.tag) {
         return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongTag));
     }
     stamp(context, slot);
     onwards.push(context, slot, next);
+}
+
+/// Source address of a packet from a client, which must be a new one. That is only a look: what is marked must be authentic.
+/// What passes is only held back by its tag.
+fn admit_client(context: &mut Context, claim: &Claim, slot: usize) {
+    let packet = &context.packets[slot];
+    let session = &context.slots[packet.slot as usize];
+    // It may come from an address that we do not know: its tag will tell.
+    let may_move = packet.kind == relay::Kind::KeepAliveUp;
+    if claim.source != source_of(&session.up, SourcePorts::default()) && !may_move {
+        return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::WrongSource));
+    }
+    let fan = &context.fans[session.fan as usize];
+    match fan.check_from_client(packet.sequence) {
+        Ok(()) => context.claims.push(slot, claim, &fan.client_key),
+        Err(reject) => context.leave(slot, NodeId::RelayInput, Verdict::Drop(reject.into())),
+    }
 }
 
 /// Makes the tags of clients' packets. What has the right one goes on.
@@ -219,7 +232,7 @@ impl Onwards {
     }
 }
 
-/// The hop that the packet came over, if the session has it.
+/// The hop that a node's packet came over, if the session has it.
 #[inline]
 fn hop_of(context: &Context, slot: usize, next: NodeId) -> Option<(&Link, SourcePorts)> {
     let packet = &context.packets[slot];
@@ -227,24 +240,8 @@ fn hop_of(context: &Context, slot: usize, next: NodeId) -> Option<(&Link, Source
     match next {
         NodeId::RelayForward if packet.kind.is_up() => Some((&session.up, RelayPorts::from_bits(session.fan).up)),
         NodeId::RelayForward => Some((&session.down, RelayPorts::from_bits(session.fan).down)),
-        NodeId::EntryUp => Some((&session.up, SourcePorts::default())),
         _ => context.fans[session.fan as usize].link(packet.path),
     }
-}
-
-/// A packet from the client must be a new one. Only a look: what is marked must be authentic, which the key returned tells.
-#[inline]
-fn check_replay(context: &Context, slot: usize) -> Result<relay::HopKey, Reject> {
-    let packet = &context.packets[slot];
-    let fan = &context.fans[context.slots[packet.slot as usize].fan as usize];
-    fan.check_from_client(packet.sequence)?;
-    Ok(fan.client_key)
-}
-
-/// True for a packet that may come from an address we do not know: its tag will tell.
-#[inline]
-fn may_move(context: &Context, slot: usize, next: NodeId) -> bool {
-    next == NodeId::EntryUp && context.packets[slot].kind == relay::Kind::KeepAliveUp
 }
 
 /// Where packets over a hop come from.
