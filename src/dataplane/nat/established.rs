@@ -31,6 +31,8 @@ pub(in crate::dataplane) struct Established {
     pub(in crate::dataplane) flows: FlowCache,
     count: usize,
     candidates: Box<[Candidate; PACKET_SLOTS]>,
+    /// Those that are not in their flow's first set.
+    elsewhere: Box<[Candidate; PACKET_SLOTS]>,
 }
 
 /// A packet that may be of a known flow.
@@ -48,7 +50,8 @@ struct Candidate {
 impl Established {
     /// None.
     pub(in crate::dataplane) fn new(flows: FlowCache) -> Self {
-        Self { flows, count: 0, candidates: Box::new([Candidate::default(); PACKET_SLOTS]) }
+        let none = || Box::new([Candidate::default(); PACKET_SLOTS]);
+        Self { flows, count: 0, candidates: none(), elsewhere: none() }
     }
 
     #[inline]
@@ -174,25 +177,30 @@ pub(in crate::dataplane) fn note(
 /// Translates those of the packets asked about whose flows are known, and has them go on from `node`; returns the others.
 pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, node: NodeId) -> Bitmap {
     let mut others = Bitmap::default();
-    let mut known = 0;
+    let (mut known, mut elsewhere) = (0, 0);
     for place in 0..std::mem::take(&mut context.established.count) {
         let established = &mut context.established;
         let candidate = established.candidates[place];
-        let Some(flow) = established.flows.find(candidate.set, candidate.key) else {
+        if let Some(flow) = established.flows.find(candidate.set, candidate.key) {
+            keep_known(context, known, candidate, flow);
+            known += 1;
+        } else {
+            let set = established.flows.ask_for_other(candidate.key);
+            established.elsewhere[elsewhere] = Candidate { set, ..candidate };
+            elsewhere += 1;
+        }
+    }
+    for place in 0..elsewhere {
+        let candidate = context.established.elsewhere[place];
+        if let Some(flow) = context.established.flows.find(candidate.set, candidate.key) {
+            keep_known(context, known, candidate, flow);
+            known += 1;
+        } else {
             // The long way looks up the routes to both ends.
             let (source, destination) = candidate.key.addresses();
             context.routes.ask_for(source.into());
             context.routes.ask_for(destination.into());
             others.insert(usize::from(candidate.slot));
-            continue;
-        };
-        established.candidates[known] = Candidate { flow, ..candidate };
-        known += 1;
-        if let Some(stamp) = context.published.bindings.get(flow.binding() as usize) {
-            prefetch(stamp);
-        }
-        if candidate.is_tcp || flow.way() == Way::ToSession {
-            context.bindings.prefetch(flow.binding());
         }
     }
     let (mut way, mut together) = (NodeId::IpOutput, Bitmap::default());
@@ -211,6 +219,18 @@ pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, nod
     }
     context.move_all_on(together, node, way);
     others
+}
+
+/// Puts a packet of a known flow in its place, and asks for what its translation reads.
+#[inline]
+fn keep_known(context: &mut Context, place: usize, candidate: Candidate, flow: Flow) {
+    context.established.candidates[place] = Candidate { flow, ..candidate };
+    if let Some(stamp) = context.published.bindings.get(flow.binding() as usize) {
+        prefetch(stamp);
+    }
+    if candidate.is_tcp || flow.way() == Way::ToSession {
+        context.bindings.prefetch(flow.binding());
+    }
 }
 
 /// The packet is translated as the last one of its flow was. `None`: it is left as it came.
