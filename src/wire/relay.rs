@@ -6,7 +6,7 @@
 
 use aes::{
     Aes128,
-    cipher::{BlockEncrypt, KeyInit},
+    cipher::{BlockCipherEncrypt, KeyInit},
 };
 use siphasher::sip::SipHasher24;
 
@@ -217,8 +217,8 @@ pub fn node_tag(header: Tagged, key: &HopKey) -> u64 {
 
 /// The same with a schedule.
 pub(crate) fn node_tag_under(header: Tagged, key: &Aes128) -> u64 {
-    let mut block = [header.first, header.sequence].map(u64::to_be_bytes).concat();
-    key.encrypt_block(aes::Block::from_mut_slice(&mut block));
+    let mut block = (u128::from(header.first) << 64 | u128::from(header.sequence)).to_be_bytes().into();
+    key.encrypt_block(&mut block);
     read_u64(&block, 0)
 }
 
