@@ -26,6 +26,7 @@ pub mod huge;
 pub mod nat;
 pub mod node_keys;
 mod nodes;
+mod onwards;
 mod outer;
 #[cfg(test)]
 mod overlay6;

@@ -18,6 +18,7 @@ use crate::{
         context::Context,
         driver::Frames,
         graph::NodeId,
+        onwards::Onwards,
         packet::{Bitmap, Fragment, Packet},
         prefetch::prefetch,
     },
@@ -203,21 +204,16 @@ pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, nod
             others.insert(usize::from(candidate.slot));
         }
     }
-    let (mut way, mut together) = (NodeId::IpOutput, Bitmap::default());
+    let mut onwards = Onwards::new(node, NodeId::IpOutput);
     for place in 0..known {
         let candidate = context.established.candidates[place];
         let slot = usize::from(candidate.slot);
-        let Some(next) = translate(context, frames, slot, &candidate) else {
-            others.insert(slot);
-            continue;
-        };
-        if next != way {
-            context.move_all_on(together, node, way);
-            (way, together) = (next, Bitmap::default());
+        match translate(context, frames, slot, &candidate) {
+            Some(next) => onwards.push(context, slot, next),
+            None => others.insert(slot),
         }
-        together.insert(slot);
     }
-    context.move_all_on(together, node, way);
+    onwards.finish(context);
     others
 }
 

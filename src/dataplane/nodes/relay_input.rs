@@ -11,6 +11,7 @@ use super::prelude::*;
 use crate::{
     dataplane::{
         conntrack::{CtIndex, Link, RelayPorts, Role, SourcePorts},
+        onwards::Onwards,
         outer::RELAY_AT,
         packet::Bitmap,
         tags::Tags,
@@ -30,7 +31,7 @@ pub(in crate::dataplane) const NODE: Node = Node {
 /// In passes over the batch: each asks for the memory that the next one reads, and the tags of clients' packets are made
 /// together. A relay's sessions were asked for by the node before ([`ask_for_session`]).
 fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
-    let mut onwards = Onwards::default();
+    let mut onwards = Onwards::new(NodeId::RelayInput, NodeId::RelayForward);
     batch.for_each(|slot| {
         let Some(ip) = context.packets[slot].headers(frames) else {
             return context.leave(slot, NodeId::RelayInput, Verdict::Drop(Reason::TooShort));
@@ -49,7 +50,7 @@ fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
         }
     }
     verify_clients(context, &mut onwards);
-    onwards.move_on(context);
+    onwards.finish(context);
 }
 
 /// What a packet says of itself.
@@ -203,32 +204,6 @@ fn verify_clients(context: &mut Context, onwards: &mut Onwards) {
         }
         stamp(context, slot);
         onwards.push(context, slot, NodeId::EntryUp);
-    }
-}
-
-/// Authentic packets on their way out. Most of a batch go the same way.
-struct Onwards {
-    way: NodeId,
-    together: Bitmap,
-}
-
-impl Default for Onwards {
-    fn default() -> Self {
-        Self { way: NodeId::RelayForward, together: Bitmap::default() }
-    }
-}
-
-impl Onwards {
-    #[inline]
-    fn push(&mut self, context: &mut Context, slot: usize, next: NodeId) {
-        if next != self.way {
-            std::mem::replace(self, Self { way: next, together: Bitmap::default() }).move_on(context);
-        }
-        self.together.insert(slot);
-    }
-
-    fn move_on(self, context: &mut Context) {
-        context.move_all_on(self.together, NodeId::RelayInput, self.way);
     }
 }
 
