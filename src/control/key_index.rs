@@ -4,14 +4,9 @@
 //! memory that is in no cache, and a burst of them can wait for all of it at once: [`KeyIndex::ask_for`], then whatever
 //! [`KeyIndex::candidate`] leads to.
 
-use std::{
-    hash::{Hash, Hasher},
-    marker::PhantomData,
-};
+use std::{hash::Hash, marker::PhantomData};
 
-use siphasher::sip::SipHasher13;
-
-use crate::dataplane::nat::hash_index::HashIndex;
+use crate::dataplane::nat::hash_index::{HashIndex, keyed_hash};
 
 /// The keys of what is in an array, which has them itself.
 #[derive(Debug)]
@@ -64,9 +59,7 @@ impl<K: Hash> KeyIndex<K> {
     }
 
     fn hash(&self, key: &K) -> u32 {
-        let mut hasher = SipHasher13::new_with_key(&self.hash_key);
-        key.hash(&mut hasher);
-        hasher.finish() as u32
+        keyed_hash(key, &self.hash_key)
     }
 }
 

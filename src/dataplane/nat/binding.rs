@@ -6,8 +6,6 @@ use std::{
     net::Ipv4Addr,
 };
 
-use siphasher::sip::SipHasher13;
-
 use super::{
     class::Class,
     connections::{Connections, Origin, Phase, Standing},
@@ -130,14 +128,6 @@ pub struct BindingKey {
 }
 
 impl BindingKey {
-    /// Its place in a table; `secret`, or hosts could choose ports that are slow to find.
-    #[inline]
-    pub(crate) fn keyed_hash(&self, secret: &[u8; 16]) -> u32 {
-        let mut hasher = SipHasher13::new_with_key(secret);
-        self.hash(&mut hasher);
-        hasher.finish() as u32
-    }
-
     /// The same for any destination.
     #[inline]
     pub fn for_all(&self) -> Self {

@@ -16,7 +16,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     binding::{Binding, BindingInit, BindingKey, Endpoint, Filtering},
-    hash_index::HashIndex,
+    hash_index::{HashIndex, keyed_hash},
     outside::OutsideAddresses,
     peers::{Admission, Peers, filtered_by},
     port_tables::{PortPlace, PortTable, PortTables},
@@ -138,7 +138,7 @@ impl Bindings {
     /// The hash of a key, for [`Bindings::find`] and the stages before it.
     #[inline]
     pub fn hash(&self, key: &BindingKey) -> u32 {
-        key.keyed_hash(&self.hash_key)
+        keyed_hash(key, &self.hash_key)
     }
 
     /// Asks for the line of the table that a lookup of `hash` begins with.

@@ -4,6 +4,10 @@
 //! only where it almost surely leads to its key: one line of this table, one of the array. Deletion shifts back, so
 //! that no lookup ever meets a tombstone.
 
+use std::hash::{Hash, Hasher};
+
+use siphasher::sip::SipHasher13;
+
 use crate::dataplane::{
     huge::{HugeArray, Memory, huge_pages_for},
     prefetch::prefetch,
@@ -13,6 +17,14 @@ use crate::dataplane::{
 type Place = u64;
 
 const EMPTY: Place = 0;
+
+/// The hash of a key under a secret, or hosts could choose keys that are slow to find.
+#[inline]
+pub(crate) fn keyed_hash(key: &impl Hash, secret: &[u8; 16]) -> u32 {
+    let mut hasher = SipHasher13::new_with_key(secret);
+    key.hash(&mut hasher);
+    hasher.finish() as u32
+}
 
 /// The table.
 #[derive(Debug)]
