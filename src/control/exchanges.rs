@@ -193,6 +193,7 @@ impl Control {
                 return;
             }
         };
+        let attempt = exchange.attempt;
         let result = match response {
             Response::SetUp(answer)
                 if answer.downstream.data == exchange.to.data && self.is_source_port(answer.downstream.source_port) =>
@@ -208,7 +209,6 @@ impl Control {
             // An answer of another kind, or one that points at a third party.
             _ => Err(Failure { hop: exchange.to.name.clone(), reason: FailureReason::BadRequest }),
         };
-        let attempt = self.exchanges.open[&number].attempt;
         match &result {
             Ok(_) => drop(self.exchanges.remove(number)),
             // The other attempt may yet succeed over there.

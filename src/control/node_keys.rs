@@ -8,6 +8,7 @@
 use super::{
     Control,
     sessions::{EntryPath, Part, RelayDown, Session},
+    tables::put,
 };
 use crate::{
     Nanos, SECOND,
@@ -48,17 +49,12 @@ impl NodeKeys {
     }
 
     /// A place for a further key of a node; none where it has enough or all places are taken.
-    fn room_for(&mut self, node: &str) -> Option<usize> {
+    fn room_for(&self, node: &str) -> Option<u32> {
         if self.places.iter().flatten().filter(|known| known.node == node).count() >= NODE_KEYS_OF_ONE_MAX {
             return None;
         }
-        self.places.iter().position(Option::is_none).or_else(|| {
-            let is_there_room = self.places.len() < NODE_KEYS_MAX;
-            is_there_room.then(|| {
-                self.places.push(None);
-                self.places.len() - 1
-            })
-        })
+        let free = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
+        (free < NODE_KEYS_MAX).then_some(free as u32)
     }
 }
 
@@ -97,7 +93,7 @@ impl Control {
         }
         let place = place.ok_or(FailureReason::Busy)?;
         let (number, key) = (NodeKey(place as u16), known.key);
-        self.node_keys.places[place] = Some(known);
+        put(&mut self.node_keys.places, place, known);
         for worker in 0..self.workers.len() {
             self.command(worker, Command::SetNodeKey { number, key });
         }
