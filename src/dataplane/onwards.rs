@@ -26,8 +26,7 @@ impl Onwards {
         self.together.insert(slot);
     }
 
-    /// That was all.
-    #[inline]
+    /// That was all. Not inline: [`Self::push`] rarely comes here, and its loop keeps its registers.
     pub(super) fn finish(self, context: &mut Context) {
         context.move_all_on(self.together, self.node, self.way);
     }
