@@ -170,6 +170,8 @@ pub(super) struct Waiting {
     number_next: u64,
     requests: HashMap<RequestId, Responder>,
     paths: Vec<PathsQuestion>,
+    /// Orders that were carried out, but for what is to be told to others.
+    orders: Vec<(oneshot::Sender<Result<u64, String>>, Result<u64, String>)>,
 }
 
 impl Waiting {
@@ -281,11 +283,12 @@ impl ControlThread {
                 let _ = answer.send(self.control.clear_nat(&filter, after));
             }
             Input::Gateway { gateway, answer } => {
-                let _ = answer.send(self.set_gateway(gateway, now));
+                let done = self.set_gateway(gateway, now);
+                self.waiting.orders.push((answer, done));
             }
             Input::Drain { is_draining, answer } => {
                 self.control.set_draining(is_draining);
-                let _ = answer.send(Ok(self.control.gateway_bindings()));
+                self.waiting.orders.push((answer, Ok(self.control.gateway_bindings())));
             }
             Input::Stall { time, answer } => {
                 thread::sleep(time);
@@ -335,6 +338,9 @@ impl ControlThread {
                     self.waiting.paths.iter_mut().for_each(|question| question.take(request, &report));
                 }
             }
+        }
+        for (answer, done) in self.waiting.orders.drain(..) {
+            let _ = answer.send(done);
         }
         count
     }
@@ -510,6 +516,23 @@ mod tests {
         }
         fixture.sender.send(Input::Stop);
         fixture.thread.join().unwrap();
+    }
+
+    #[test]
+    fn who_ordered_a_reload_hears_of_it_when_packets_are_taken_by_it() {
+        let claims = PoolClaims::new(std::path::Path::new("/nonexistent"), "n1", Ipv4Addr::LOCALHOST);
+        let (mut control, ..) = control(Some(Gateway::default()), claims);
+        let (took, taken) = channel();
+        control.take = Box::new(move |transit| took.send(transit.exempt.clone()).unwrap());
+        let exempt = vec!["192.0.2.0/24".parse().unwrap()];
+        let (answer, mut answered) = oneshot::channel();
+        control.take_input(
+            Input::Gateway { gateway: Gateway { exempt: exempt.clone(), ..Gateway::default() }, answer },
+            0,
+        );
+        assert!(answered.try_recv().is_err(), "the XDP programs know nothing of it");
+        control.execute();
+        assert_eq!((answered.try_recv().unwrap(), taken.try_iter().last()), (Ok(0), Some(exempt)));
     }
 
     #[test]
