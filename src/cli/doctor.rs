@@ -23,7 +23,7 @@ use crate::{
     limits,
     node::{
         config::{FRAMES_DEFAULT, NodeConfig, NodeLimits},
-        kernel,
+        kernel::{self, RuleSupport},
     },
     rpc::token,
     telemetry::{show::RssView, table::Table},
@@ -142,7 +142,7 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
             let mtu = text(&format!("/sys/class/net/{name}/mtu")).trim().parse().ok();
             let queues = receive_queues(name).unwrap_or(Queues::ONE);
             findings.push(interface(name, mtu, queues, config.workers));
-            findings.push(rss(name, kernel::read_rss(name), config.workers));
+            findings.push(rss(name, kernel::read_rss(name), kernel::rule_support(name), config.workers));
         }
     }
     findings
@@ -303,28 +303,49 @@ fn interface(name: &str, mtu: Option<usize>, queues: Queues, workers: usize) -> 
     Finding::ok("interface", found)
 }
 
-/// Whether the queue of a packet, and so its worker, can be foretold and chosen. Where it cannot, packets are handed over.
-fn rss(name: &str, told: nix::Result<Option<Rss>>, workers: usize) -> Finding {
+/// Whether the queue of a packet, and so its worker, can be chosen: by the NIC's hash, else by rules. Where it cannot, packets
+/// are handed over.
+fn rss(name: &str, told: nix::Result<Option<Rss>>, rules: RuleSupport, workers: usize) -> Finding {
+    if workers == 1 {
+        return Finding::ok("RSS", format!("{name}: no matter with one worker"));
+    }
+    let without_hash = |why: &str, fix: String| match rules {
+        RuleSupport::On => Finding::ok("RSS", format!("{name}: {why}; the node will give it rules by ports")),
+        RuleSupport::Off => {
+            let found = format!("{name}: {why}; packets are handed over between workers");
+            let fixes = [fix, format!("ethtool -K {name} ntuple on")];
+            Finding::slow(
+                "RSS",
+                found,
+                fixes.into_iter().filter(|fix| !fix.is_empty()).collect::<Vec<_>>().join(", or "),
+            )
+        }
+        RuleSupport::None => {
+            let found = format!("{name}: {why}; packets are handed over between workers");
+            if fix.is_empty() { Finding::ok("RSS", found) } else { Finding::slow("RSS", found, fix) }
+        }
+    };
     let rss = match told {
-        _ if workers == 1 => return Finding::ok("RSS", format!("{name}: no matter with one worker")),
-        Err(_) => return Finding::ok("RSS", format!("{name}: not told; packets are handed over between workers")),
+        Err(_) => return without_hash("not told", String::new()),
         Ok(None) => {
-            let found = format!("{name}: no plain Toeplitz hash; packets are handed over between workers");
-            return Finding::slow("RSS", found, format!("ethtool -X {name} hfunc toeplitz (and xfrm none)"));
+            return without_hash("no plain Toeplitz hash", format!("ethtool -X {name} hfunc toeplitz (and xfrm none)"));
         }
         Ok(Some(rss)) => rss,
     };
+    let found = RssView::of(&rss).to_string();
     let Inputs { tcp4, udp4, .. } = rss.inputs();
-    let is_deaf = |input| input != Some(Input::AddressesAndPorts);
-    let of_ports = |kind: &str| format!("ethtool -N {name} rx-flow-hash {kind} sdfn");
-    let deaf = [("udp4", udp4), ("tcp4", tcp4)].into_iter().filter(|(_, input)| is_deaf(*input));
-    let mut fixes: Vec<String> = deaf.map(|(kind, _)| of_ports(kind)).collect();
+    let deaf =
+        [("udp4", udp4), ("tcp4", tcp4)].into_iter().filter(|(_, input)| *input != Some(Input::AddressesAndPorts));
+    let mut fixes: Vec<String> = deaf.map(|(kind, _)| format!("ethtool -N {name} rx-flow-hash {kind} sdfn")).collect();
+    if !fixes.is_empty() && rules == RuleSupport::On {
+        return without_hash(&found, String::new());
+    }
     let entries = rss.entries();
     let is_idle = |worker: usize| entries.iter().skip(worker).step_by(workers).all(|count| *count == 0);
     if (0..workers).any(is_idle) {
         fixes.push(format!("ethtool -X {name} equal {workers}"));
     }
-    let found = format!("{name}: {}", RssView::of(&rss));
+    let found = format!("{name}: {found}");
     if fixes.is_empty() { Finding::ok("RSS", found) } else { Finding::slow("RSS", found, fixes.join("; ")) }
 }
 
@@ -390,7 +411,7 @@ mod tests {
     fn a_nic_must_hash_ports_and_use_all_workers_queues() {
         let nic = |inputs, table: &[u16]| Ok(Rss::new(&[7; KEY_BYTES], table.to_vec(), inputs));
         let found = |told, workers| {
-            let Finding { state, fix, .. } = rss("e0", told, workers);
+            let Finding { state, fix, .. } = rss("e0", told, RuleSupport::None, workers);
             (state, fix)
         };
         assert_eq!(found(nic(Inputs::ALL, &[0, 1, 2, 3]), 2), (State::Ok, String::new()));
@@ -404,6 +425,25 @@ mod tests {
         assert_eq!(found(nic(both_deaf, &[0, 2]), 2), (State::Slow, fixes));
         assert_eq!(found(Ok(None), 2).0, State::Slow);
         assert_eq!(found(Err(nix::errno::Errno::EOPNOTSUPP), 2), (State::Ok, String::new()), "nothing can be done");
+    }
+
+    #[test]
+    fn a_nic_whose_hash_is_of_no_use_may_take_rules() {
+        let deaf = Inputs { udp4: Some(Input::Addresses), ..Inputs::ALL };
+        let deaf = || Ok(Rss::new(&[7; KEY_BYTES], vec![0, 1], deaf));
+        let found = |told, rules| {
+            let Finding { state, fix, .. } = rss("e0", told, rules, 2);
+            (state, fix)
+        };
+        let not_told = || Err(nix::errno::Errno::EOPNOTSUPP);
+        assert_eq!(found(not_told(), RuleSupport::On), (State::Ok, String::new()));
+        assert_eq!(found(not_told(), RuleSupport::Off), (State::Slow, "ethtool -K e0 ntuple on".to_owned()));
+        assert_eq!(found(deaf(), RuleSupport::On), (State::Ok, String::new()));
+        assert_eq!(found(deaf(), RuleSupport::Off).1, "ethtool -N e0 rx-flow-hash udp4 sdfn");
+        assert_eq!(
+            found(Ok(None), RuleSupport::Off).1,
+            "ethtool -X e0 hfunc toeplitz (and xfrm none), or ethtool -K e0 ntuple on"
+        );
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl Control {
                     *interface = now;
                 }
             }
-            KernelEvent::Rss { interface, now } => self.on_rss(interface, now),
+            KernelEvent::Spread { interface, now } => self.on_spread(interface, now),
             // The sockets are bound to the queues there were. That an interface is down was told before it is removed.
             KernelEvent::Queues { .. } | KernelEvent::InterfaceRemoved { .. } => {}
         }

@@ -9,7 +9,8 @@ use crate::{
         forwarding::{Identity, Interface, Prefix},
         gateway::{Gateway, Transit},
         nat::NatConfig,
-        rss::{Queues, Rss},
+        rss::Queues,
+        spread::Spread,
     },
     rpc::messages::{NodeName, Request, Response, Roles},
     wire::ethernet::Mac,
@@ -101,11 +102,11 @@ pub enum KernelEvent {
         now: Interface,
     },
     /// How an interface spreads what it receives, at the start and whenever it changed; `None`: not known.
-    Rss {
+    Spread {
         /// The driver's number of the interface.
         interface: u8,
         /// As it is now.
-        now: Option<Rss>,
+        now: Option<Spread>,
     },
     /// How many receive queues an interface has, at the start and whenever it changed.
     Queues {

@@ -1,8 +1,8 @@
 //! Same flow, same core: ports by which packets arrive at the worker that owns their slot or binding.
 //!
-//! A NIC that tells how it spreads packets ([`Rss`]) lets us choose: the source port that the other end of a hop is
-//! told to send from, and the outside port of a binding. Where it does not tell, or no port will do, nothing is lost but
-//! time: the worker that receives the packet hands it over.
+//! A NIC that tells how it spreads packets, or takes rules from us ([`Spread`]), lets us choose: the source port that the
+//! other end of a hop is told to send from, and the outside port of a binding. Where it does neither, or no port will do,
+//! nothing is lost but time: the worker that receives the packet hands it over.
 //!
 //! A packet is taken to come in by the interface that the route back leaves by. Of N workers, number w has the queues w, w + N,
 //! w + 2N ... of every interface.
@@ -16,7 +16,8 @@ use crate::{
         forwarding::Forwarding,
         nat::Endpoint,
         route_table::RouteTable,
-        rss::{End, Rss, Tuple},
+        rss::{End, Tuple},
+        spread::Spread,
     },
     wire::ip4,
 };
@@ -29,7 +30,7 @@ const CLIENT_PORTS: u16 = u16::MAX - CLIENT_PORT_FIRST + 1;
 #[derive(Debug)]
 pub(super) struct Steering {
     /// By interface; `None`: not known.
-    rss: Vec<Option<Rss>>,
+    spreads: Vec<Option<Spread>>,
     /// They differ: then it counts which one a packet comes in by.
     is_mixed: bool,
     /// By which that is told; out of date where it does not count.
@@ -41,7 +42,7 @@ pub(super) struct Steering {
 impl Steering {
     pub(super) fn new(interfaces: usize, workers: usize) -> Self {
         let (routes, routes6) = (RouteTable::default(), RouteTable::default());
-        Self { rss: vec![None; interfaces], is_mixed: false, routes, routes6, workers }
+        Self { spreads: vec![None; interfaces], is_mixed: false, routes, routes6, workers }
     }
 
     /// Routes changed.
@@ -53,20 +54,20 @@ impl Steering {
     }
 
     /// How the NIC spreads what comes from `address`.
-    fn rss(&self, address: IpAddr) -> Option<&Rss> {
+    fn spread(&self, address: IpAddr) -> Option<&Spread> {
         if !self.is_mixed {
-            return self.rss.first()?.as_ref();
+            return self.spreads.first()?.as_ref();
         }
         let interface = match address {
             IpAddr::V4(address) => self.routes.lookup(address).first()?.interface,
             IpAddr::V6(address) => self.routes6.lookup(address).first()?.interface,
         };
-        self.rss.get(usize::from(interface))?.as_ref()
+        self.spreads.get(usize::from(interface))?.as_ref()
     }
 
     /// The answers of `remote` to what a binding of `worker` sends it. `None`: nothing is known of them.
     pub(super) fn answers(&self, protocol: u8, remote: Endpoint, worker: usize) -> Option<Answers<'_>> {
-        Some(Answers { rss: self.rss(remote.0.into())?, protocol, remote, worker, workers: self.workers })
+        Some(Answers { spread: self.spread(remote.0.into())?, protocol, remote, worker, workers: self.workers })
     }
 
     /// A source port, of those that `choices` has, by which UDP from `address` to `ours` comes to `worker`.
@@ -78,8 +79,8 @@ impl Steering {
         mut choices: impl Iterator<Item = u16>,
     ) -> Option<u16> {
         let tuple = Tuple::v4(ip4::UDP, (address, 0), (*ours.ip(), ours.port()));
-        let queue = self.rss(address.into())?.queue_by_port(&tuple, End::Source)?;
-        choices.find(|port| queue(*port) % self.workers == worker)
+        let by_port = self.spread(address.into())?.by_port(&tuple, End::Source)?;
+        choices.find(|port| by_port.queue(*port) % self.workers == worker)
     }
 
     /// The port that a client is told to send from. Zero: any.
@@ -93,7 +94,7 @@ impl Steering {
 /// Answers of a server that are to come to a worker.
 #[derive(Debug)]
 pub(super) struct Answers<'a> {
-    rss: &'a Rss,
+    spread: &'a Spread,
     protocol: u8,
     remote: Endpoint,
     worker: usize,
@@ -106,19 +107,19 @@ impl Answers<'_> {
     pub(super) fn landing(&self, outside: IpAddr) -> Option<impl Fn(u16) -> bool> {
         let IpAddr::V4(outside) = outside else { return None };
         let tuple = Tuple::v4(self.protocol, self.remote, (outside, 0));
-        let queue = self.rss.queue_by_port(&tuple, End::Destination)?;
-        Some(move |port| queue(port) % self.workers == self.worker)
+        let by_port = self.spread.by_port(&tuple, End::Destination)?;
+        Some(move |port| by_port.queue(port) % self.workers == self.worker)
     }
 }
 
 impl Control {
-    /// The kernel told how an interface spreads what it receives. What is set up from now on chooses its ports by that; what
+    /// How an interface spreads what it receives has changed. What is set up from now on chooses its ports by that; what
     /// there is keeps those it has, and is handed over where they lead elsewhere.
-    pub(super) fn on_rss(&mut self, interface: u8, now: Option<Rss>) {
+    pub(super) fn on_spread(&mut self, interface: u8, now: Option<Spread>) {
         let steering = &mut self.steering;
-        let Some(place) = steering.rss.get_mut(usize::from(interface)) else { return };
+        let Some(place) = steering.spreads.get_mut(usize::from(interface)) else { return };
         *place = now;
-        steering.is_mixed = steering.rss.iter().any(|rss| *rss != steering.rss[0]);
+        steering.is_mixed = steering.spreads.iter().any(|spread| *spread != steering.spreads[0]);
         if steering.is_mixed {
             let forwarding = self.forwarding();
             self.steering.follow(&forwarding);
@@ -146,7 +147,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::rss::{Inputs, KEY_BYTES};
+    use crate::dataplane::rss::{Inputs, KEY_BYTES, Rss};
 
     #[test]
     fn of_two_workers_each_has_every_second_queue() {
@@ -155,7 +156,7 @@ mod tests {
         let key: Vec<u8> = (1..=KEY_BYTES as u8).map(|byte| byte.wrapping_mul(37)).collect();
         let rss = Rss::new(&key, vec![2, 3], Inputs::ALL).unwrap();
         let mut steering = Steering::new(1, 2);
-        steering.rss[0] = Some(rss.clone());
+        steering.spreads[0] = Some(Spread::Rss(rss.clone()));
         for worker in 0..2 {
             let port = steering.source_port(other, ours, worker, 49_152..49_408).unwrap();
             let tuple = Tuple::v4(ip4::UDP, (other, port), (*ours.ip(), ours.port()));

@@ -32,6 +32,7 @@ mod outer;
 mod overlay6;
 pub mod packet;
 mod pending;
+pub mod port_rules;
 pub mod prefetch;
 pub mod published;
 pub mod reason;
@@ -40,6 +41,7 @@ pub mod route_cache;
 pub mod route_table;
 pub mod rss;
 pub mod slots;
+pub mod spread;
 pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;

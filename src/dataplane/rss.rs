@@ -126,7 +126,7 @@ impl Rss {
 
     /// The queue by the port at one end of `tuple`, whatever port it has there. `None`: the port makes no difference, or
     /// it is not known which.
-    pub fn queue_by_port(&self, tuple: &Tuple, end: End) -> Option<impl Fn(u16) -> usize + use<'_>> {
+    pub fn by_port(&self, tuple: &Tuple, end: End) -> Option<RssByPort<'_>> {
         let input = self.input(tuple).filter(|input| *input == Input::AddressesAndPorts)?;
         let mut zero = *tuple;
         let at = ports_at(tuple);
@@ -140,8 +140,13 @@ impl Rss {
                 at + 2
             }
         };
-        let hash = self.toeplitz.hash(&zero, input);
-        Some(move |port: u16| self.queue_of(hash ^ self.toeplitz.part(at, &port.to_be_bytes())))
+        Some(RssByPort { rss: self, hash: self.toeplitz.hash(&zero, input), at })
+    }
+
+    /// True where it goes by the ports of UDP and TCP over IPv4.
+    pub fn tells_ports(&self) -> bool {
+        let Inputs { tcp4, udp4, .. } = self.inputs;
+        [tcp4, udp4] == [Some(Input::AddressesAndPorts); 2]
     }
 
     /// What is hashed.
@@ -168,6 +173,23 @@ impl Rss {
 
     fn queue_of(&self, hash: u32) -> usize {
         usize::from(self.table[hash as usize % self.table.len()])
+    }
+}
+
+/// Tells queues by the port at one end of otherwise equal packets.
+#[derive(Clone, Copy, Debug)]
+pub struct RssByPort<'a> {
+    rss: &'a Rss,
+    /// That of port zero.
+    hash: u32,
+    /// Where the port is in the input.
+    at: usize,
+}
+
+impl RssByPort<'_> {
+    /// The queue at which a packet with `port` arrives.
+    pub fn queue(&self, port: u16) -> usize {
+        self.rss.queue_of(self.hash ^ self.rss.toeplitz.part(self.at, &port.to_be_bytes()))
     }
 }
 
@@ -288,17 +310,18 @@ mod tests {
     fn a_port_can_be_told_its_queue_before_it_is_taken() {
         let rss = Rss::new(&KEY, (0..128).map(|entry| entry % 3).collect(), Inputs::ALL).unwrap();
         let tuple = tuple(ip4::UDP);
-        let by_source = rss.queue_by_port(&tuple, End::Source).unwrap();
-        let by_destination = rss.queue_by_port(&tuple, End::Destination).unwrap();
+        let by_source = rss.by_port(&tuple, End::Source).unwrap();
+        let by_destination = rss.by_port(&tuple, End::Destination).unwrap();
         for port in [0, 1, 255, 256, 40_000, 65_535] {
             let source = Tuple { source: (tuple.source.0, port), ..tuple };
             let destination = Tuple { destination: (tuple.destination.0, port), ..tuple };
-            assert_eq!(Some(by_source(port)), rss.queue(&source));
-            assert_eq!(Some(by_destination(port)), rss.queue(&destination));
+            assert_eq!(Some(by_source.queue(port)), rss.queue(&source));
+            assert_eq!(Some(by_destination.queue(port)), rss.queue(&destination));
         }
         let addresses = Inputs { udp4: Some(Input::Addresses), ..Inputs::ALL };
         let deaf = Rss::new(&KEY, vec![0, 1], addresses).unwrap();
-        assert!(deaf.queue_by_port(&tuple, End::Source).is_none(), "no port makes a difference");
+        assert!(deaf.by_port(&tuple, End::Source).is_none(), "no port makes a difference");
+        assert_eq!((rss.tells_ports(), deaf.tells_ports()), (true, false));
     }
 
     #[test]

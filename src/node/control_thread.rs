@@ -164,6 +164,9 @@ pub(super) struct ControlThread {
     pub(super) waiting: Waiting,
 }
 
+/// What came of an order: how many bindings there are, or why nothing was done.
+type Done = Result<u64, String>;
+
 /// Who waits for an answer of the control core.
 #[derive(Default)]
 pub(super) struct Waiting {
@@ -171,7 +174,7 @@ pub(super) struct Waiting {
     requests: HashMap<RequestId, Responder>,
     paths: Vec<PathsQuestion>,
     /// Orders that were carried out, but for what is to be told to others.
-    orders: Vec<(oneshot::Sender<Result<u64, String>>, Result<u64, String>)>,
+    orders: Vec<(oneshot::Sender<Done>, Done)>,
 }
 
 impl Waiting {

@@ -9,15 +9,18 @@
 //! that goes down without a message for each.
 
 mod ethtool;
+mod ethtool_ioctl;
 mod family;
 mod host;
 mod messages;
 mod mirror;
 mod netlink;
 mod nics;
+mod ntuple;
 mod ports;
 mod routes;
 mod rss;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -41,13 +44,16 @@ use nix::{
 };
 
 pub use host::{interface_by_name, local_addresses, local_addresses6};
+pub use ntuple::{RuleSupport, rule_support};
 pub use ports::{ReservedPorts, release_ports, reserve_ports};
 pub use rss::{read_rss, rss};
+pub use rules::Steering;
 
 use self::{
     mirror::Mirror,
     netlink::{Changes, Heard, Requests},
     nics::{Nics, Reader},
+    ntuple::Tables,
     routes::parse_route,
 };
 use crate::{MILLISECOND, Nanos, SECOND, control::KernelEvent, dataplane::forwarding::Interface};
@@ -112,6 +118,8 @@ pub struct KernelMirror<S> {
     commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     resyncs: Arc<AtomicU64>,
+    /// Those to be told that what is to be steered is.
+    steered: Vec<mpsc::Sender<()>>,
     sink: S,
     started: Instant,
     /// Everything is to be dumped, not before this time.
@@ -125,6 +133,8 @@ pub struct KernelMirror<S> {
 
 enum Command {
     Resolve(u8, IpAddr),
+    /// What, and whom to tell when it is done.
+    Steer(Steering, mpsc::Sender<()>),
     Stop,
 }
 
@@ -141,6 +151,14 @@ impl KernelHandle {
     /// [`KernelEvent::NeighbourUp`] or [`KernelEvent::NeighbourGone`], at once where the address is resolved already.
     pub fn resolve(&self, interface: u8, address: IpAddr) {
         self.tell(Command::Resolve(interface, address));
+    }
+
+    /// Steers this from now on, where a NIC needs rules for that and takes them. Only for whom the NICs serve: there is one
+    /// table for all. What is returned hears when all is told of it that there is.
+    pub fn steer(&self, wanted: Steering) -> mpsc::Receiver<()> {
+        let (done, is_done) = mpsc::channel();
+        self.tell(Command::Steer(wanted, done));
+        is_done
     }
 
     /// How often changes were lost and everything had to be dumped anew.
@@ -172,13 +190,13 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
     /// is called with all there is before this returns, then in the mirror's thread with what
     /// changes.
     pub fn start(interfaces: &[String], sink: S) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
-        Self::start_with(interfaces, RECEIVE_BUFFER, nics::ask(), sink)
+        Self::start_with(interfaces, RECEIVE_BUFFER, (nics::ask(), Box::new(ntuple::OfKernel)), sink)
     }
 
     fn start_with(
         names: &[String],
         receive_buffer: i32,
-        read_nic: Reader,
+        (read_nic, tables): (Reader, Box<dyn Tables>),
         sink: S,
     ) -> Result<(KernelHandle, Vec<Interface>), KernelError> {
         if names.len() > usize::from(u8::MAX) + 1 {
@@ -198,10 +216,11 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
             mirror: Mirror::new(interfaces.clone()),
             requests,
             changes,
-            nics: Nics::new(names, read_nic),
+            nics: Nics::new(names, read_nic, tables),
             commands,
             wake: wake.clone(),
             resyncs: resyncs.clone(),
+            steered: Vec::new(),
             sink,
             started: Instant::now(),
             resync_at: None,
@@ -237,6 +256,10 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
             self.keep(&mut events);
             self.nics.follow(self.now(), &mut events);
             events.drain(..).for_each(&mut self.sink);
+            // Who does not wait for it has dropped the other end.
+            for done in self.steered.drain(..) {
+                let _ = done.send(());
+            }
         }
     }
 
@@ -268,7 +291,14 @@ impl<S: FnMut(KernelEvent) + Send + 'static> KernelMirror<S> {
                         self.ask(key, events);
                     }
                 }
-                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return std::ops::ControlFlow::Break(()),
+                Ok(Command::Steer(wanted, done)) => {
+                    self.nics.steer(wanted);
+                    self.steered.push(done);
+                }
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                    self.nics.withdraw();
+                    return std::ops::ControlFlow::Break(());
+                }
                 Err(mpsc::TryRecvError::Empty) => return std::ops::ControlFlow::Continue(()),
             }
         }

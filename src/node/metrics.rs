@@ -100,7 +100,7 @@ fn write_facts(text: &mut Exposition, facts: &Facts, is_core_up: bool) {
 
 fn write_nics(text: &mut Exposition, nics: &[Nic]) {
     type OfNic = (Kind, &'static str, &'static str, fn(&Nic) -> u64);
-    let all: [OfNic; 4] = [
+    let all: [OfNic; 5] = [
         (Gauge, "starnet_nic_queues", "Receive queues of the interface.", |nic| {
             nic.queues.map_or(0, Queues::count).into()
         }),
@@ -110,7 +110,10 @@ fn write_nics(text: &mut Exposition, nics: &[Nic]) {
         (Gauge, "starnet_nic_rss_known", "1 where the NIC tells how it spreads what it receives.", |nic| {
             nic.rss.is_some().into()
         }),
-        (Counter, "starnet_nic_rss_changes_total", "How often that has changed.", |nic| nic.changes),
+        (Gauge, "starnet_nic_rules", "Rules of ours in the NIC that steer packets by their ports.", |nic| {
+            nic.rules as u64
+        }),
+        (Counter, "starnet_nic_rss_changes_total", "How often it has changed how it spreads.", |nic| nic.changes),
     ];
     for (kind, name, help, value) in all {
         let mut family = text.family(kind, name, help);
@@ -321,8 +324,10 @@ mod tests {
         },
         dataplane::{
             graph::NodeId,
+            port_rules::PortRules,
             published::add,
             rss::{Inputs, KEY_BYTES, Rss},
+            spread::Spread,
         },
         node::nics::Nics,
         rpc::messages::LinkQuality,
@@ -366,15 +371,18 @@ mod tests {
         nics.bound(0, queues(2));
         nics.hear(&KernelEvent::Queues { interface: 0, now: queues(3) });
         for key in [1, 2, 3] {
-            let now = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
-            nics.hear(&KernelEvent::Rss { interface: 0, now });
+            let now = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL).map(Spread::Rss);
+            nics.hear(&KernelEvent::Spread { interface: 0, now });
         }
+        let rules = PortRules { count: 12, ..PortRules::default() };
+        nics.hear(&KernelEvent::Spread { interface: 1, now: Some(Spread::Rules(rules)) });
         let parsed = written(|text| write_nics(text, &nics.all()));
         let of = |name| ["e0", "e1"].map(|nic| parsed.value(name, &[("interface", nic)]).unwrap());
         assert_eq!(of("starnet_nic_queues"), [3.0, 0.0]);
         assert_eq!(of("starnet_nic_sockets"), [2.0, 0.0]);
         assert_eq!(of("starnet_nic_rss_known"), [1.0, 0.0]);
-        assert_eq!(of("starnet_nic_rss_changes_total"), [2.0, 0.0]);
+        assert_eq!(of("starnet_nic_rss_changes_total"), [3.0, 0.0]);
+        assert_eq!(of("starnet_nic_rules"), [0.0, 12.0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     control::KernelEvent,
-    dataplane::rss::{Queues, Rss},
+    dataplane::{rss::Queues, spread::Spread},
     telemetry::show::RssView,
 };
 
@@ -23,9 +23,11 @@ pub(super) struct Nics {
 pub(super) struct Nic {
     /// Its interface.
     pub(super) name: String,
-    /// How it spreads; none: it does not tell.
+    /// How it spreads by its hash; none: it does not tell, or rules have more to say.
     pub(super) rss: Option<RssView>,
-    /// How often that has changed since the start of the node.
+    /// How many rules of ours steer packets.
+    pub(super) rules: usize,
+    /// How often it has changed how it spreads, since the sockets were bound.
     pub(super) changes: u64,
     /// When it did last.
     pub(super) changed: Option<Instant>,
@@ -33,7 +35,6 @@ pub(super) struct Nic {
     pub(super) queues: Option<Queues>,
     /// Receive queues with an AF_XDP socket; none: the sockets are not bound yet.
     pub(super) sockets: Option<u32>,
-    is_known: bool,
 }
 
 impl Nics {
@@ -56,7 +57,7 @@ impl Nics {
     /// The kernel's mirror has something to say, perhaps of a NIC.
     pub(super) fn hear(&self, event: &KernelEvent) {
         match event {
-            KernelEvent::Rss { interface, now } => self.change((*interface).into(), |nic| nic.spread(now.as_ref())),
+            KernelEvent::Spread { interface, now } => self.change((*interface).into(), |nic| nic.spread(now.as_ref())),
             KernelEvent::Queues { interface, now } => self.change((*interface).into(), |nic| nic.count(*now)),
             _ => {}
         }
@@ -84,15 +85,20 @@ impl Nic {
         Some(format!("receive queues: {count}, with an AF_XDP socket: {sockets}; {what}; {back}start the node again"))
     }
 
-    fn spread(&mut self, now: Option<&Rss>) {
-        self.rss = now.map(RssView::of);
-        if !std::mem::replace(&mut self.is_known, true) {
+    fn spread(&mut self, now: Option<&Spread>) {
+        (self.rss, self.rules) = match now {
+            Some(Spread::Rss(rss)) => (Some(RssView::of(rss)), 0),
+            Some(Spread::Rules(rules)) => (None, rules.count),
+            None => (None, 0),
+        };
+        if self.sockets.is_none() {
             return;
         }
         self.changes += 1;
         self.changed = Some(Instant::now());
         let interface = &self.name;
         match &self.rss {
+            _ if self.rules > 0 => {}
             Some(rss) => tracing::info!(
                 %interface,
                 "the NIC spreads otherwise now, {rss}: new sessions and flows choose their ports by that, others are handed over"
@@ -119,7 +125,7 @@ impl Nic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::rss::{Inputs, KEY_BYTES};
+    use crate::dataplane::rss::{Inputs, KEY_BYTES, Rss};
 
     fn queues(rx: u32) -> KernelEvent {
         KernelEvent::Queues { interface: 1, now: Queues { rx, combined: 0, rx_max: 4, combined_max: 0 } }
@@ -133,10 +139,11 @@ mod tests {
     fn what_a_nic_is_at_the_start_is_no_change() {
         let nics = nics();
         let rss = Rss::new(&[7; KEY_BYTES], vec![0, 1, 1], Inputs::ALL);
-        nics.hear(&KernelEvent::Rss { interface: 1, now: rss });
+        nics.hear(&KernelEvent::Spread { interface: 1, now: rss.map(Spread::Rss) });
+        nics.bound(1, Queues::ONE);
         let nic = || nics.all().remove(1);
         assert_eq!((nic().rss.unwrap().entries, nic().changes, nic().changed.is_some()), (vec![1, 2], 0, false));
-        nics.hear(&KernelEvent::Rss { interface: 1, now: None });
+        nics.hear(&KernelEvent::Spread { interface: 1, now: None });
         assert_eq!((nic().rss.is_none(), nic().changes, nic().changed.is_some()), (true, 1, true));
         assert_eq!(nics.all()[0].changes, 0);
     }

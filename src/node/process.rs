@@ -30,7 +30,7 @@ use super::{
     config::NodeConfig,
     control_thread::{self, ControlSender, ControlThread, Input, Waiting, WorkerLink},
     cores,
-    kernel::{self, KernelError, KernelMirror},
+    kernel::{self, KernelError, KernelHandle, KernelMirror, Steering},
     network_thread::{Network, NetworkError},
     nics::Nics,
     operation::Order,
@@ -44,7 +44,7 @@ use crate::{
     dataplane::{
         driver::xdp::{self, AttachedInterface, Pages, Reserved, Waker, XdpDriver},
         forwarding::{Identity, Interface},
-        gateway::{OutsideAddress, Transit},
+        gateway::{Gateway, OutsideAddress, Realm, Transit},
         handoff,
         huge::{HUGE_PAGE, Memory},
         published::Published,
@@ -159,9 +159,10 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
     let mut addresses = vec![OutsideAddress { address: config.address, first: ports.first, last: ports.last }];
     addresses.extend(gateway.addresses.iter().filter(|outside| outside.address != config.address));
     let is_exit = config.overlay.as_ref().is_some_and(|overlay| overlay.roles.exit);
-    let takes_fragments = is_exit || config.gateway.is_some();
+    let has_nat = is_exit || config.gateway.is_some();
     let transit = Transit { addresses, addresses6: config.nat.addresses6.clone(), ..Transit::default() };
-    let reserved = Reserved { takes_ip6: config.nat.has_ip6(), takes_fragments, transit };
+    let steering = steering(&config, &gateway, &transit, has_nat);
+    let reserved = Reserved { takes_ip6: config.nat.has_ip6(), takes_fragments: has_nat, transit };
     let mut attached = Vec::new();
     for (number, name) in config.interfaces.iter().enumerate() {
         attached.push(AttachedInterface::attach(name, &reserved, gateway.realm(number as u8))?);
@@ -171,10 +172,13 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
         drivers.push(XdpDriver::open(worker, config.workers, &mut attached, config.limits.frames)?);
     }
 
+    let kernel = Arc::new(kernel);
+    // The NICs are ours now, and nothing has been set up yet. A mirror that has ended says so elsewhere.
+    let _ = kernel.steer(steering.clone()).recv();
     attached.iter().enumerate().for_each(|(number, interface)| nics.bound(number, interface.queues()));
 
     let name = config.name.clone();
-    let take = take_by(&mut attached);
+    let take = take_by(&mut attached, Arc::clone(&kernel), (config.address, steering));
     let node = Threads::start(
         config,
         interfaces,
@@ -197,6 +201,25 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
         End::Signal => Ok(()),
         End::Thread(name) => Err(NodeError::Ended(name)),
         End::Interface(name) => Err(NodeError::InterfaceRemoved(name)),
+    }
+}
+
+/// Of what the XDP programs take the ports of NAT: all, but for the data port of the node's `own` address.
+fn nat_ports(own: Ipv4Addr, transit: &Transit) -> Vec<OutsideAddress> {
+    let but_data = |outside: &OutsideAddress| {
+        let data = u16::from(outside.address == own);
+        OutsideAddress { first: outside.first + data, ..*outside }
+    };
+    transit.addresses.iter().map(but_data).collect()
+}
+
+/// What NICs are to steer by the ports of packets.
+fn steering(config: &NodeConfig, gateway: &Gateway, transit: &Transit, has_nat: bool) -> Steering {
+    Steering {
+        workers: config.workers as u8,
+        ours: config.overlay.is_some().then(|| SocketAddrV4::new(config.address, config.ports.first)),
+        outside: if has_nat { nat_ports(config.address, transit) } else { Vec::new() },
+        interfaces: (0..config.interfaces.len()).map(|number| gateway.realm(number as u8) != Realm::Inside).collect(),
     }
 }
 
@@ -231,13 +254,18 @@ fn reload_on(hangup: SigSet, control: ControlSender, facts: Arc<Facts>) -> Resul
     thread::Builder::new().name("signals".into()).spawn(body).map(drop).map_err(NodeError::Thread)
 }
 
-/// Changes which packets the XDP programs take.
-fn take_by(attached: &mut [AttachedInterface]) -> Box<dyn FnMut(&Transit) + Send> {
+/// Changes which packets the XDP programs take and the NICs steer.
+fn take_by(
+    attached: &mut [AttachedInterface],
+    kernel: Arc<KernelHandle>,
+    (own, steering): (Ipv4Addr, Steering),
+) -> Box<dyn FnMut(&Transit) + Send> {
     let mut all: Vec<_> = attached
         .iter_mut()
         .filter_map(|interface| Some((interface.name().to_owned(), interface.take_rules()?)))
         .collect();
     Box::new(move |transit| {
+        drop(kernel.steer(Steering { outside: nat_ports(own, transit), ..steering.clone() }));
         for (interface, rules) in &mut all {
             if let Err(error) = rules.set(transit) {
                 tracing::error!(%interface, "cannot tell the XDP program what to take: {error}");
@@ -264,7 +292,7 @@ impl Threads {
         interfaces: Vec<Interface>,
         (attached, nics): (&[AttachedInterface], Arc<Nics>),
         drivers: Vec<(XdpDriver, Waker)>,
-        kernel: kernel::KernelHandle,
+        kernel: Arc<KernelHandle>,
         take: Box<dyn FnMut(&Transit) + Send>,
         claims: PoolClaims,
         network: Network,
@@ -496,6 +524,7 @@ fn interface_view(attached: &AttachedInterface) -> InterfaceView {
         xdp: attached.mode().to_string(),
         bind: attached.bind_mode().map_or_else(|| "unbound".to_owned(), |mode| mode.to_string()),
         rss: None,
+        rules: 0,
         rss_changes: 0,
         rss_changed_s: None,
         queues: None,

@@ -18,12 +18,15 @@ use crate::{
         driver::memory::MemoryDriver,
         exit_policy::ExitPolicy,
         forwarding::{Identity, Interface},
+        gateway::OutsideAddress,
         gateway::OutsideAddress6,
         handoff,
         nat::{NatConfig, Prefix64},
+        port_rules::{self, Classes, PortRules, Rule},
         published::Published,
         reason::Reason,
         rss::{Inputs, KEY_BYTES, Rss, Tuple},
+        spread::Spread,
         worker::{Rings, Worker, WorkerConfig},
     },
     limits::{COMMAND_RING, EVENT_RING, PACKET_SLOTS},
@@ -48,6 +51,8 @@ pub(super) struct Node {
     events: Vec<rtrb::Consumer<Event>>,
     published: Vec<Arc<Published>>,
     nic: Rss,
+    /// Those in the NIC's table; they come before its hash.
+    rules: Vec<Rule>,
     /// Requests it has not answered yet.
     asked: HashMap<RequestId, Origin>,
     next_request: u64,
@@ -62,6 +67,8 @@ pub(super) enum Knowledge {
     Right,
     /// It was told another key.
     Wrong,
+    /// None of the hash, but the NIC takes rules.
+    Rules,
 }
 
 /// What a node wants of the world around it.
@@ -113,16 +120,24 @@ impl Node {
             events: Vec::new(),
             published,
             nic,
+            rules: Vec::new(),
             asked: HashMap::new(),
             next_request: 0,
             is_woken: vec![true; usize::from(workers)],
         };
         let known = match knowledge {
             Knowledge::None => None,
-            Knowledge::Right => Some(node.nic.clone()),
-            Knowledge::Wrong => Some(self::nic(workers, !seed)),
+            Knowledge::Right => Some(Spread::Rss(node.nic.clone())),
+            Knowledge::Wrong => Some(Spread::Rss(self::nic(workers, !seed))),
+            Knowledge::Rules => {
+                let ours = SocketAddrV4::new(address, DATA_PORT);
+                let outside = OutsideAddress { address, first: identity.nat_port_first, last: identity.nat_port_last };
+                node.rules = [port_rules::hops(ours, workers), port_rules::answers(&outside, workers)].concat();
+                let hops = Some((ours, Classes::among(workers)));
+                Some(Spread::Rules(PortRules { hops, outside: vec![address], count: node.rules.len() }))
+            }
         };
-        node.control.on_kernel(KernelEvent::Rss { interface: 0, now: known }, now);
+        node.control.on_kernel(KernelEvent::Spread { interface: 0, now: known }, now);
         for (index, handoff) in handoff::mesh(usize::from(workers)).into_iter().enumerate() {
             let (commands, command_consumer) = rtrb::RingBuffer::new(COMMAND_RING);
             let (event_producer, events) = rtrb::RingBuffer::new(EVENT_RING);
@@ -150,7 +165,8 @@ impl Node {
 
     /// The control core hears how its NIC spreads.
     pub(super) fn tell_nic(&mut self, now: Nanos) {
-        self.control.on_kernel(KernelEvent::Rss { interface: 0, now: Some(self.nic.clone()) }, now);
+        let nic = Spread::Rss(self.nic.clone());
+        self.control.on_kernel(KernelEvent::Spread { interface: 0, now: Some(nic) }, now);
     }
 
     /// A control message came.
@@ -163,7 +179,7 @@ impl Node {
 
     /// A frame came in: to the worker whose queue the NIC would choose.
     pub(super) fn put(&mut self, frame: &[u8]) {
-        let queue = receive_queue(&self.nic, frame);
+        let queue = receive_queue(&self.nic, &self.rules, frame);
         self.workers[queue].driver().put(0, frame);
         self.is_woken[queue] = true;
     }
@@ -283,8 +299,8 @@ fn nat(identity: &Identity) -> NatConfig {
     NatConfig { addresses6: vec![outside], nat64: Some(Prefix64::WELL_KNOWN), ..NatConfig::of(identity) }
 }
 
-/// The queue that the NIC chooses: by addresses and, of UDP and TCP, ports.
-fn receive_queue(nic: &Rss, frame: &[u8]) -> usize {
+/// The queue that the NIC chooses: by its rules, else by addresses and, of UDP and TCP, ports.
+fn receive_queue(nic: &Rss, rules: &[Rule], frame: &[u8]) -> usize {
     let ip = &frame[ethernet::HEADER_BYTES..];
     let (protocol, source, destination, at): (_, IpAddr, IpAddr, _) = match ip4::parse(ip) {
         Ok(header) => (header.protocol, header.source.into(), header.destination.into(), header.header_length),
@@ -296,5 +312,6 @@ fn receive_queue(nic: &Rss, frame: &[u8]) -> usize {
     let has_ports = matches!(protocol, ip4::TCP | ip4::UDP);
     let port = |offset| if has_ports { read_u16(ip, at + offset) } else { 0 };
     let tuple = Tuple { protocol, source: (source, port(0)), destination: (destination, port(2)) };
-    nic.queue(&tuple).expect("it hashes all kinds of packets")
+    let ruled = rules.iter().find(|rule| rule.has(&tuple)).map(|rule| usize::from(rule.queue));
+    ruled.or_else(|| nic.queue(&tuple)).expect("it hashes all kinds of packets")
 }

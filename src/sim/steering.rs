@@ -68,11 +68,13 @@ fn handed_off(world: &mut World) -> [u64; 4] {
 }
 
 #[test]
-fn no_packet_is_handed_over_where_rss_is_known() {
-    for seed in 100..120 {
-        let (mut world, clients) = connected(Knowledge::Right, seed);
+fn no_packet_is_handed_over_where_rss_is_known_or_the_nic_takes_rules() {
+    for (seed, knowledge) in
+        (100..120).map(|seed| (seed, Knowledge::Right)).chain((120..130).map(|seed| (seed, Knowledge::Rules)))
+    {
+        let (mut world, clients) = connected(knowledge, seed);
         converse(&mut world, &clients);
-        assert_eq!(handed_off(&mut world), [0; 4], "seed {seed}");
+        assert_eq!(handed_off(&mut world), [0; 4], "{knowledge:?}, seed {seed}");
         for name in NODES {
             let number = world.number(name);
             let received = world.node(number).received();

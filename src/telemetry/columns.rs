@@ -6,9 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    show::{
-        ClientPath, ClientSession, DropView, GraphNodeView, LatencyView, NodeView, PathRow, RssView, Topic, WorkerView,
-    },
+    show::{ClientPath, ClientSession, DropView, GraphNodeView, LatencyView, NodeView, PathRow, Topic, WorkerView},
     table::{self, Table},
 };
 use crate::{
@@ -82,12 +80,16 @@ fn node(view: &NodeView) -> String {
     row("boot epoch", view.boot_epoch.clone());
     for interface in &view.interfaces {
         row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));
-        let rss = interface.rss.as_ref().map_or("it does not say how".to_owned(), RssView::to_string);
+        let spread = match (&interface.rss, interface.rules) {
+            (_, 1..) => format!("by ports, as {} rules of ours say", interface.rules),
+            (Some(rss), 0) => rss.to_string(),
+            (None, 0) => "it does not say how".to_owned(),
+        };
         let changed = interface.rss_changed_s.map_or_else(String::new, |seconds| {
             let ago = table::uptime(Duration::from_secs(seconds));
             format!("; changes since the start: {}, the last one {ago} ago", interface.rss_changes)
         });
-        row("spreads", rss + &changed);
+        row("spreads", spread + &changed);
         if let Some(trouble) = &interface.trouble {
             row("TROUBLE", trouble.clone());
         }

@@ -121,7 +121,10 @@ pub struct InterfaceView {
     pub bind: String,
     /// How it spreads packets over its queues; none: it does not say.
     pub rss: Option<RssView>,
-    /// How often that has changed since the start of the node.
+    /// How many rules of ours in its table steer packets to queues by their ports (ntuple filters), where the hash is of no use.
+    #[serde(default)]
+    pub rules: usize,
+    /// How often it has changed how it spreads, since the start of the node.
     #[serde(default)]
     pub rss_changes: u64,
     /// Seconds since it did last.

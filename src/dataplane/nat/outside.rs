@@ -46,6 +46,25 @@ struct Place {
     share: u32,
 }
 
+/// Ports of `outside` that each of `workers` owns, but for what the last one is short of.
+fn share(outside: &OutsideAddress, workers: u8) -> u32 {
+    (u32::from(outside.last - outside.first) + 1).div_ceil(u32::from(workers))
+}
+
+/// The ports of `outside` that `worker` of `workers` owns; none where there are fewer ports than workers.
+pub fn part(outside: &OutsideAddress, workers: u8, worker: usize) -> RangeInclusive<u16> {
+    let share = share(outside, workers);
+    part_of(outside.first, outside.last, share, worker)
+}
+
+fn part_of(first: u16, last: u16, share: u32, worker: usize) -> RangeInclusive<u16> {
+    #[allow(clippy::reversed_empty_ranges, reason = "no port")]
+    let none = 1..=0;
+    let first = u32::from(first) + worker as u32 * share;
+    let last = (first + share - 1).min(u32::from(last));
+    if first > last { none } else { first as u16..=last as u16 }
+}
+
 impl OutsideAddresses {
     /// A pool whose addresses are numbered by their place, vacant ones included, those of IPv6 from [`FIRST6`] on, for a
     /// node of `workers` workers. Panics where an address is there twice or there are more than [`FIRST6`] of a family.
@@ -62,8 +81,9 @@ impl OutsideAddresses {
             by_address: Box::new([0; PLACES]),
             addresses6: addresses6.iter().map(|outside| outside.address).collect(),
         };
-        for (number, OutsideAddress { address, first, last }) in known.chain(known_by_token) {
-            let share = (u32::from(last - first) + 1).div_ceil(u32::from(workers));
+        for (number, outside) in known.chain(known_by_token) {
+            let OutsideAddress { address, first, last } = outside;
+            let share = share(&outside, workers);
             assert!(!pool.contains(address), "an address is in the pool once");
             pool.addresses[usize::from(number)] = Some(Place { address, first, last, share });
             let mut at = home(address);
@@ -141,10 +161,8 @@ impl OutsideAddresses {
     pub fn ports_of(&self, number: u8, worker: usize) -> RangeInclusive<u16> {
         #[allow(clippy::reversed_empty_ranges, reason = "no port")]
         let none = 1..=0;
-        let Some(place) = self.addresses[usize::from(number)] else { return none };
-        let first = u32::from(place.first) + worker as u32 * place.share;
-        let last = (first + place.share - 1).min(u32::from(place.last));
-        if first > last { none } else { first as u16..=last as u16 }
+        let Some(Place { first, last, share, .. }) = self.addresses[usize::from(number)] else { return none };
+        part_of(first, last, share, worker)
     }
 }
 

@@ -1,17 +1,24 @@
-//! How the NICs spread what they receive, followed while the node runs.
+//! How the NICs spread what they receive, followed while the node runs; where their hash does not let us choose a queue, rules
+//! of ours are put in.
 //!
 //! Anyone may change it at any time (`ethtool -X`, `-N`, `-L`). Not every kernel and not every change has a notification, so all
 //! of it is read again every few seconds, and at once where there was one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{ethtool::EthtoolChanges, rss::rss};
+use super::{
+    ethtool::EthtoolChanges,
+    ntuple::Tables,
+    rss::rss,
+    rules::{RuleKeeper, Steering},
+};
 use crate::{
     MILLISECOND, Nanos, SECOND,
     control::KernelEvent,
     dataplane::{
         driver::xdp::receive_queues,
         rss::{Queues, Rss},
+        spread::Spread,
     },
 };
 
@@ -38,23 +45,31 @@ pub(super) fn ask() -> Reader {
     Box::new(|name| Reading { rss: rss(name), queues: receive_queues(name).ok() })
 }
 
+/// What was told of an interface.
+struct Told {
+    spread: Option<Spread>,
+    queues: Option<Queues>,
+}
+
 /// The NICs of a node, and what they were when they were read last.
 pub(super) struct Nics {
     read: Reader,
     /// Name, and what was told of it.
-    interfaces: Vec<(String, Option<Reading>)>,
+    interfaces: Vec<(String, Option<Told>)>,
+    rules: RuleKeeper,
     changes: Option<EthtoolChanges>,
     read_last: Option<Nanos>,
     due: Nanos,
 }
 
 impl Nics {
-    /// Those of these names, read by `read`. The first reading is due at once.
-    pub(super) fn new(names: &[String], read: Reader) -> Self {
+    /// Those of these names, read by `read`, with rules that `tables` keeps. The first reading is due at once.
+    pub(super) fn new(names: &[String], read: Reader, tables: Box<dyn Tables>) -> Self {
         let changes = EthtoolChanges::subscribe();
         let changes = changes.inspect_err(|error| tracing::debug!("changes by ethtool are not told: {error}")).ok();
         let interfaces = names.iter().map(|name| (name.clone(), None)).collect();
-        Self { read, interfaces, changes, read_last: None, due: 0 }
+        let rules = RuleKeeper::new(names.len(), tables);
+        Self { read, interfaces, rules, changes, read_last: None, due: 0 }
     }
 
     /// Readable where there is something to hear.
@@ -67,6 +82,17 @@ impl Nics {
         self.due
     }
 
+    /// This is to be steered from now on.
+    pub(super) fn steer(&mut self, wanted: Steering) {
+        self.rules.set(wanted);
+        self.due = 0;
+    }
+
+    /// Takes our rules out.
+    pub(super) fn withdraw(&mut self) {
+        self.rules.withdraw(self.interfaces.iter().map(|(name, _)| name.as_str()));
+    }
+
     /// Reads the NICs where it is time; `events` are what differs from what was told before.
     pub(super) fn follow(&mut self, now: Nanos, events: &mut Vec<KernelEvent>) {
         if self.changes.as_mut().is_some_and(EthtoolChanges::take) {
@@ -77,20 +103,24 @@ impl Nics {
         }
         self.read_last = Some(now);
         self.due = now + INTERVAL;
-        for (interface, (name, told)) in (0..).zip(&mut self.interfaces) {
+        for (number, (name, told)) in self.interfaces.iter_mut().enumerate() {
+            let interface = number as u8;
             let Reading { rss, queues } = (self.read)(name);
             let before = told.take();
             // For as long as it cannot be asked, it is what it was.
             let queues = queues.or(before.as_ref().and_then(|before| before.queues));
-            if before.as_ref().map(|before| &before.rss) != Some(&rss) {
-                events.push(KernelEvent::Rss { interface, now: rss.clone() });
+            let hash_will_do = rss.as_ref().is_some_and(Rss::tells_ports);
+            let rules = self.rules.keep(number, name, hash_will_do, queues.map_or(1, Queues::count));
+            let spread = rules.map(Spread::Rules).or(rss.map(Spread::Rss));
+            if before.as_ref().map(|before| &before.spread) != Some(&spread) {
+                events.push(KernelEvent::Spread { interface, now: spread.clone() });
             }
             if let Some(now) = queues
                 && before.is_none_or(|before| before.queues != queues)
             {
                 events.push(KernelEvent::Queues { interface, now });
             }
-            *told = Some(Reading { rss, queues });
+            *told = Some(Told { spread, queues });
         }
     }
 }
@@ -99,7 +129,7 @@ impl Nics {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::*;
+    use super::{super::ntuple::OfKernel, *};
     use crate::dataplane::rss::{Inputs, KEY_BYTES};
 
     fn reading(key: u8, count: u32) -> Reading {
@@ -123,8 +153,10 @@ mod tests {
         let mut nics = Nics::new(
             &names,
             Box::new(move |name| if name == "e0" { read.lock().unwrap().clone() } else { constant.clone() }),
+            Box::new(OfKernel),
         );
-        let rss = |interface, reading: &Reading| KernelEvent::Rss { interface, now: reading.rss.clone() };
+        let rss =
+            |interface, reading: &Reading| KernelEvent::Spread { interface, now: reading.rss.clone().map(Spread::Rss) };
         let queues = |interface, reading: &Reading| KernelEvent::Queues { interface, now: reading.queues.unwrap() };
         let first = reading(1, 2);
         let expected = [rss(0, &first), queues(0, &first), rss(1, &other), queues(1, &other)];
@@ -137,7 +169,7 @@ mod tests {
         *now_is.lock().unwrap() = reading(2, 3);
         assert_eq!(follow(&mut nics, 20 * SECOND), [queues(0, &reading(2, 3))]);
         *now_is.lock().unwrap() = Reading { rss: None, queues: None };
-        assert_eq!(follow(&mut nics, 30 * SECOND), [KernelEvent::Rss { interface: 0, now: None }]);
+        assert_eq!(follow(&mut nics, 30 * SECOND), [KernelEvent::Spread { interface: 0, now: None }]);
         *now_is.lock().unwrap() = reading(2, 3);
         assert_eq!(follow(&mut nics, 40 * SECOND), [rss(0, &reading(2, 3))]);
         assert_eq!(follow(&mut nics, 50 * SECOND), []);

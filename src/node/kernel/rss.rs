@@ -4,14 +4,7 @@
 //! does not say (veth never does), or hashes otherwise than Toeplitz over addresses and ports, is no error: packets that
 //! arrive at another worker than their slot's are handed over.
 
-use std::os::fd::AsRawFd;
-
-use nix::{
-    errno::Errno,
-    libc,
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
-};
-
+use super::ethtool_ioctl::{RXNFC_WORDS, TCP4, TCP6, UDP4, UDP6, ask};
 use crate::dataplane::rss::{Input, Inputs, Rss};
 
 /// `ETHTOOL_GRSSH`: key and table.
@@ -27,17 +20,8 @@ const TOEPLITZ: u8 = 1;
 const ADDRESSES: u64 = 0x30;
 const ADDRESSES_AND_PORTS: u64 = 0xf0;
 
-/// `TCP_V4_FLOW` and so on.
-const TCP4: u32 = 1;
-const UDP4: u32 = 2;
-const TCP6: u32 = 5;
-const UDP6: u32 = 6;
-
 /// Words of `struct ethtool_rxfh` before table and key.
 const HEADER_WORDS: usize = 6;
-
-/// Words of `struct ethtool_rxnfc`.
-const FIELDS_WORDS: usize = 48;
 
 /// Larger ones than any NIC has are no table and no key.
 const WORDS_MAX: usize = 1 << 16;
@@ -86,7 +70,7 @@ fn parse(answer: &[u32], inputs: Inputs) -> Option<Rss> {
 
 /// What is hashed of one kind of packet.
 fn input(name: &str, flow: u32) -> Option<Input> {
-    let mut fields = [0; FIELDS_WORDS];
+    let mut fields = [0; RXNFC_WORDS];
     (fields[0], fields[1]) = (GET_FIELDS, flow);
     ask(name, &mut fields).ok()?;
     let [low, high] = [fields[2], fields[3]].map(u32::to_ne_bytes);
@@ -99,21 +83,6 @@ fn input_of(fields: u64) -> Option<Input> {
         ADDRESSES_AND_PORTS => Some(Input::AddressesAndPorts),
         _ => None,
     }
-}
-
-/// One ethtool request; the driver writes its answer over it.
-fn ask(name: &str, request: &mut [u32]) -> nix::Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut ifr_name = [0; libc::IFNAMSIZ];
-    if name.len() >= ifr_name.len() {
-        return Err(Errno::ENODEV);
-    }
-    ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte as libc::c_char);
-    let ifru_data = request.as_mut_ptr().cast();
-    let mut ifreq = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data } };
-    // SAFETY: the kernel reads and writes `ifreq`, which lives, and what `ifru_data` points to: no more than the
-    // structure of the command with the table and key of the sizes in it, for which `request` has room.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut ifreq) }).map(drop)
 }
 
 #[cfg(test)]

@@ -73,7 +73,9 @@ impl Namespace {
     fn mirror(&self, receive_buffer: i32) -> Mirrored {
         let (events, inbox) = mpsc::channel();
         let sink = move |event| events.send(event).unwrap();
-        let start = move || KernelMirror::start_with(&["e0".into()], receive_buffer, nics::ask(), sink);
+        let start = move || {
+            KernelMirror::start_with(&["e0".into()], receive_buffer, (nics::ask(), Box::new(ntuple::OfKernel)), sink)
+        };
         let (handle, interfaces) = self.run(start).unwrap();
         Mirrored { handle, interfaces, inbox, routes: Vec::new() }
     }
@@ -282,8 +284,9 @@ fn changes_that_overrun_the_receive_buffer_are_found_by_a_new_dump() {
         }
         let _ = events.send(event);
     };
-    let (handle, interfaces) =
-        here.run(move || KernelMirror::start_with(&["e0".into()], 4096, nics::ask(), sink)).unwrap();
+    let (handle, interfaces) = here
+        .run(move || KernelMirror::start_with(&["e0".into()], 4096, (nics::ask(), Box::new(ntuple::OfKernel)), sink))
+        .unwrap();
     here.ip("neigh add 10.0.0.250 lladdr 02:00:00:00:02:00 dev e0");
     hangs.recv_timeout(PATIENCE).expect("never heard of the neighbour");
     let line = |verb: &str, i: u32| format!("neigh {verb} 10.0.0.{} lladdr 02:00:00:00:01:{i:02x} dev e0\n", 100 + i);
@@ -374,7 +377,10 @@ fn the_kernel_tells_of_what_ethtool_changes() {
 /// The mirror over NICs that spread as `read` says.
 #[test]
 fn a_change_of_rss_is_followed() {
-    use crate::dataplane::rss::{Inputs, KEY_BYTES, Queues, Rss};
+    use crate::dataplane::{
+        rss::{Inputs, KEY_BYTES, Queues, Rss},
+        spread::Spread,
+    };
     let (here, _there) = Namespace::pair();
     let key = Arc::new(std::sync::atomic::AtomicU8::new(1));
     let rss = |key: u8| Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
@@ -382,16 +388,17 @@ fn a_change_of_rss_is_followed() {
     let reader: Reader = Box::new(move |_| nics::Reading { rss: rss(read.load(Relaxed)), queues: Some(Queues::ONE) });
     let (events, inbox) = mpsc::channel();
     let sink = move |event| events.send(event).unwrap();
-    let start = move || KernelMirror::start_with(&["e0".into()], RECEIVE_BUFFER, reader, sink);
+    let start =
+        move || KernelMirror::start_with(&["e0".into()], RECEIVE_BUFFER, (reader, Box::new(ntuple::OfKernel)), sink);
     let (handle, interfaces) = here.run(start).unwrap();
     let mut mirrored = Mirrored { handle, interfaces, inbox, routes: Vec::new() };
     for told in [1, 2] {
         key.store(told, Relaxed);
         let heard = mirrored.wait("the key", |event| match event {
-            KernelEvent::Rss { interface: 0, now } => Some(now.clone()),
+            KernelEvent::Spread { interface: 0, now } => Some(now.clone()),
             _ => None,
         });
-        assert_eq!(heard, rss(told));
+        assert_eq!(heard, rss(told).map(Spread::Rss));
     }
 }
 
