@@ -1,6 +1,6 @@
 //! A node as a process: config, threads, kernel, QUIC, the operator's socket.
 //!
-//! [`process`] starts and ends it. Its threads: one for each worker ([`worker_thread`]), the control core
+//! [`process`] starts and ends it. Its threads (`threads`): one for each worker ([`worker_thread`]), the control core
 //! (`control_thread`), the sockets (`network_thread`), and netlink ([`kernel`]).
 
 pub mod clock;
@@ -14,6 +14,7 @@ mod nics;
 mod operation;
 pub mod port_claim;
 pub mod process;
+mod threads;
 mod views;
 pub mod worker_thread;
 
