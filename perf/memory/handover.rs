@@ -62,7 +62,7 @@ impl Pair {
         while !self.receiver.worker.driver().is_drained() || self.owner.worker.driver().passed.sent < until {
             let now = clock.delta_as_nanos(0, clock.raw());
             self.receiver.worker.sweep(now);
-            assert!(self.owner.worker.sweep(now).packets > 0, "packets were dropped");
+            assert!(self.owner.worker.sweep(now).has_packets, "packets were dropped");
         }
         spent.clocks += clock.raw() - start;
 
@@ -140,7 +140,7 @@ impl Apart {
             self.receiver.worker.driver().passed.sent = sent_by_now;
             let start = clock.raw();
             let sweep = self.receiver.worker.sweep(clock.delta_as_nanos(0, start));
-            spent.clocks += if sweep.packets > 0 { clock.raw() - start } else { 0 };
+            spent.clocks += if sweep.has_packets { clock.raw() - start } else { 0 };
         }
         spent.clocks += self.owner.clocks.load(Acquire) - clocks;
         spent.received += received;
@@ -154,7 +154,7 @@ impl Owner {
         let mut clocks = 0;
         loop {
             let start = clock.raw();
-            if world.worker.sweep(clock.delta_as_nanos(0, start)).packets > 0 {
+            if world.worker.sweep(clock.delta_as_nanos(0, start)).has_packets {
                 clocks += clock.raw() - start;
                 self.clocks.store(clocks, Release);
                 self.sent.store(world.worker.driver().passed.sent, Release);

@@ -2,7 +2,8 @@
 //!
 //! `perf/cases/memory` starts this, interleaves its runs with those of the yardstick, and says what the figures mean.
 //! Arguments: a case (`relay sessions=1000000 size=64`), see [`case`]. Each line `run MILLISECONDS` on standard input is
-//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind`; `stall=ROUNDS`,
+//! answered by one line of JSON. `packets=N` as the first argument takes N packets through once, for `valgrind` (with `burst=0` it is N
+//! sweeps that find none); `stall=ROUNDS`,
 //! `new` and `listing=ROUNDS` as the first argument are what `perf/cases/stall` starts ([`stall`], [`flows`], [`listing`]);
 //! `setup=SESSIONS,CLIENTS` is all of [`setup`], `tags=ROUNDS` of [`tags`].
 
@@ -91,6 +92,9 @@ fn main() {
         let packets: u64 = packets.parse().unwrap_or_else(|_| fail("packets=N is a number"));
         let mut world = World::new(case, 0, handoff::mesh(1).remove(0));
         let mut spent = Spent::default();
+        if case.burst == 0 {
+            return (0..packets).for_each(|now| assert!(world.worker.sweep(now).is_idle()));
+        }
         while spent.received < packets {
             chunk(&mut world, &mut spent);
         }

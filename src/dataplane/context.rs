@@ -141,7 +141,9 @@ impl Context {
     /// Packets leave `node` for `next`.
     #[inline]
     pub(super) fn move_all_on(&mut self, packets: Bitmap, node: NodeId, next: NodeId) {
-        packets.words().for_each(|(word, packets)| self.move_on(word, packets, node, next));
+        for (word, packets) in packets.words() {
+            self.move_on(word, packets, node, next);
+        }
     }
 
     /// The packets of one word of a bitmap leave `node` for `next`.
@@ -149,8 +151,8 @@ impl Context {
     pub(super) fn move_on(&mut self, word: usize, packets: u64, node: NodeId, next: NodeId) {
         if packets != 0 {
             debug_assert!(NODES[node as usize].next.contains(&next), "{node:?} declares no edge to {next:?}");
-            self.pending.insert_word(next, word, packets);
-            add(&self.published.nodes[node as usize].next[next as usize], u64::from(packets.count_ones()));
+            let count = self.pending.insert_word(next, word, packets);
+            add(&self.published.nodes[node as usize].next[next as usize], count.into());
         }
     }
 

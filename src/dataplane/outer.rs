@@ -43,12 +43,16 @@ impl Unsigned {
         self.places[place] = (frame, at);
     }
 
-    /// Makes and writes the tags of all of them.
+    /// Makes and writes the tags of all of them, of which most batches have none.
     #[inline]
     pub(super) fn sign(&mut self, frames: &mut Frames) {
-        if self.tags.is_empty() {
-            return;
+        if !self.tags.is_empty() {
+            self.sign_some(frames);
         }
+    }
+
+    #[inline(never)]
+    fn sign_some(&mut self, frames: &mut Frames) {
         for (tag, (frame, at)) in self.tags.make().iter().zip(&self.places) {
             relay::emit_tag(&mut frames.frame(*frame)[usize::from(*at)..], *tag);
         }

@@ -223,15 +223,19 @@ impl Bitmap {
         let mut taken = Self::default();
         let mut missing = count as u32;
         for (word, slots) in self.0.iter_mut().enumerate() {
-            let mut left = *slots;
-            if slots.count_ones() <= missing {
-                left = 0;
-            } else {
-                (0..missing).for_each(|_| left &= left - 1);
+            if missing == 0 {
+                break;
             }
+            // Nearly always all are there.
+            let there = if *slots == u64::MAX { u64::BITS } else { slots.count_ones() };
+            let left = match there {
+                _ if there <= missing => 0,
+                u64::BITS => u64::MAX << missing,
+                _ => (0..missing).fold(*slots, |left, _| left & (left - 1)),
+            };
             taken.0[word] = *slots & !left;
             *slots = left;
-            missing -= taken.0[word].count_ones();
+            missing -= there.min(missing);
         }
         taken
     }

@@ -87,8 +87,8 @@ pub struct Rings {
 /// What a sweep did: the loop around it decides by this whether to sleep and whom to wake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// Packets taken through the graph.
-    pub packets: usize,
+    /// True where packets were taken through the graph.
+    pub has_packets: bool,
     /// Commands applied.
     pub commands: usize,
     /// True where the control core has something to read.
@@ -100,7 +100,7 @@ pub struct Sweep {
 impl Sweep {
     /// True where there was nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.packets == 0 && self.commands == 0
+        !self.has_packets && self.commands == 0
     }
 }
 
@@ -118,12 +118,12 @@ pub struct Worker<D: Driver> {
     histograms: Box<Histograms>,
     received: Box<[Received; PACKET_SLOTS]>,
     transmit: Box<[Transmit; PACKET_SLOTS]>,
-    /// The most paths a session here has or had: each packet may become this many.
-    width: usize,
+    /// Packets that may begin in a sweep: each may become as many as the most paths that a session here has or had.
+    begin_max: usize,
     /// Nodes are counted and timed.
     is_watched: bool,
     /// Nodes that this sweep visited: their packets and clocks, written down when the packets have left.
-    visited: Vec<(NodeId, u64, u64)>,
+    visited: Vec<(NodeId, usize, u64)>,
 }
 
 impl<D: Driver> Worker<D> {
@@ -181,7 +181,7 @@ impl<D: Driver> Worker<D> {
             histograms: Box::default(),
             received: Box::new([Received::default(); PACKET_SLOTS]),
             transmit: Box::new([Transmit::default(); PACKET_SLOTS]),
-            width: 1,
+            begin_max: PACKET_SLOTS,
             is_watched: true,
             visited: Vec::with_capacity(NODE_COUNT),
         }
@@ -219,17 +219,17 @@ impl<D: Driver> Worker<D> {
         self.answer_held_syns();
         self.release_fragments();
         // Half of the room first: what others are flooded with must not keep out what comes in here, nor the reverse.
-        self.from_first = (self.from_first + 1) % self.from_workers.len().max(1);
+        self.from_first = self.after(self.from_first);
         self.take_handed_over(self.room() / 2);
         self.receive();
         self.take_handed_over(0);
-        let packets = self.begun();
-        if packets > 0 {
+        let has_packets = !self.context.pending.is_empty();
+        if has_packets {
             self.visit_nodes();
         }
-        self.end(packets);
+        self.end(has_packets);
         let has_events = self.context.events.slots() < self.context.events.buffer().capacity();
-        Sweep { packets, commands, has_events, handed_to: std::mem::take(&mut self.context.handed_to) }
+        Sweep { has_packets, commands, has_events, handed_to: std::mem::take(&mut self.context.handed_to) }
     }
 
     fn begin(&mut self, now: Nanos) {
@@ -255,7 +255,7 @@ impl<D: Driver> Worker<D> {
     /// How many packets may still begin in this sweep. Each needs room for its copies: a sweep of sessions with
     /// three paths takes a third of the packets of one that only relays.
     fn room(&self) -> usize {
-        (PACKET_SLOTS / self.width).saturating_sub(self.begun())
+        self.begin_max.saturating_sub(self.begun())
     }
 
     /// How many packets are in the graph. That there is none, as in most sweeps, is seen without counting.
@@ -278,7 +278,7 @@ impl<D: Driver> Worker<D> {
             packets[slot] = Packet::received(received, now);
             bytes += u64::from(received.length);
         });
-        self.context.pending.insert_all(NodeId::EthernetInput, slots);
+        self.context.pending.insert_all(NodeId::EthernetInput, slots, count);
         add(&self.context.published.worker.received, count as u64);
         add(&self.context.published.worker.received_bytes, bytes);
     }
@@ -287,15 +287,15 @@ impl<D: Driver> Worker<D> {
     fn visit_nodes(&mut self) {
         let received = self.clock.raw();
         let mut before = received;
-        while let Some((node, batch)) = self.context.pending.take_first() {
+        while let Some((node, batch, count)) = self.context.pending.take_first() {
             let after = match node.id {
-                NodeId::Tx => self.transmit(batch, received),
+                NodeId::Tx => self.transmit(batch, count, received),
                 _ => {
                     (node.process)(&mut self.context, self.driver.frames(), batch);
                     if self.is_watched { self.clock.raw() } else { before }
                 }
             };
-            self.visited.push((node.id, batch.count() as u64, after.saturating_sub(before)));
+            self.visited.push((node.id, count, after.saturating_sub(before)));
             before = after;
         }
         for at in 0..self.visited.len() {
@@ -307,8 +307,9 @@ impl<D: Driver> Worker<D> {
         self.visited.clear();
     }
 
-    fn record(&mut self, node: NodeId, packets: u64, clocks: u64) {
+    fn record(&mut self, node: NodeId, packets: usize, clocks: u64) {
         let counters = &self.context.published.nodes[node as usize];
+        let packets = packets as u64;
         add(&counters.packets, packets);
         add(&counters.batches, 1);
         add(&counters.clocks, clocks);
@@ -316,14 +317,14 @@ impl<D: Driver> Worker<D> {
         self.histograms.nodes[node as usize].saturating_record_n(nanos / packets, packets);
     }
 
-    /// Sends a batch that came in when the clock said `received`; returns what it says when the driver has it.
-    fn transmit(&mut self, batch: Bitmap, received: u64) -> u64 {
+    /// Sends a batch of `count` that came in when the clock said `received`; returns what it says when the driver has it.
+    fn transmit(&mut self, batch: Bitmap, count: usize, received: u64) -> u64 {
         let (now, packets) = (self.context.now, &self.context.packets);
-        let (mut count, mut bytes, mut late) = (0, 0, Bitmap::default());
+        let (mut place, mut bytes, mut late) = (0, 0, Bitmap::default());
         batch.for_each(|slot| {
             let Packet { frame, offset, length, interface, received, has_waited, .. } = packets[slot];
-            self.transmit[count % PACKET_SLOTS] = Transmit { frame, offset, length, interface };
-            count += 1;
+            self.transmit[place % PACKET_SLOTS] = Transmit { frame, offset, length, interface };
+            place += 1;
             bytes += u64::from(length);
             if received != now || has_waited {
                 late.insert(slot);
@@ -333,19 +334,20 @@ impl<D: Driver> Worker<D> {
         self.driver.transmit(&self.transmit[..count], &mut refused);
         self.driver.flush();
         let after = self.clock.raw();
-        let mut sent = batch;
+        let (mut sent, mut count) = (batch, count);
         if !refused.is_empty() {
             // The places in `refused` found a ring full; their packets are still ours.
             for (_, slot) in batch.enumerate().filter(|(place, _)| refused.contains(*place)) {
                 sent.remove(slot);
+                count -= 1;
                 late.remove(slot);
                 bytes -= u64::from(self.context.packets[slot].length);
                 self.context.leave(slot, NodeId::Tx, super::graph::Verdict::Drop(Reason::TxFull));
             }
         }
-        self.record_residence(sent.count(), late, self.clock.delta_as_nanos(received, after));
+        self.record_residence(count, late, self.clock.delta_as_nanos(received, after));
         self.context.free.insert_all(sent);
-        add(&self.context.published.worker.sent, sent.count() as u64);
+        add(&self.context.published.worker.sent, count as u64);
         add(&self.context.published.worker.sent_bytes, bytes);
         after
     }
@@ -353,7 +355,7 @@ impl<D: Driver> Worker<D> {
     /// Of `sent` packets all but those in `late` came in with this sweep, so that they stayed equally long: they are
     /// recorded together.
     fn record_residence(&mut self, sent: usize, late: Bitmap, in_sweep: Nanos) {
-        let fresh = (sent - late.count()) as u64;
+        let fresh = if late.is_empty() { sent } else { sent - late.count() } as u64;
         if fresh > 0 {
             self.histograms.residence.saturating_record_n(in_sweep, fresh);
         }
@@ -366,14 +368,14 @@ impl<D: Driver> Worker<D> {
         });
     }
 
-    fn end(&mut self, packets: usize) {
+    fn end(&mut self, has_packets: bool) {
         for frame in self.context.finished.drain(..) {
             self.driver.release(frame);
         }
         let shown = &self.context.published.worker;
         shown.waiting.store(self.context.waiting.count() as u64, Relaxed);
         add(&shown.sweeps, 1);
-        add(&shown.busy_sweeps, u64::from(packets > 0));
+        add(&shown.busy_sweeps, has_packets.into());
         self.check_conservation();
     }
 

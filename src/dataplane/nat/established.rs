@@ -178,6 +178,9 @@ pub(in crate::dataplane) fn note(
 /// Translates those of the packets asked about whose flows are known, and has them go on from `node`; returns the others.
 pub(in crate::dataplane) fn pass(context: &mut Context, frames: &mut Frames, node: NodeId) -> Bitmap {
     let mut others = Bitmap::default();
+    if context.established.count == 0 {
+        return others;
+    }
     let (mut known, mut elsewhere) = (0, 0);
     for place in 0..std::mem::take(&mut context.established.count) {
         let established = &mut context.established;

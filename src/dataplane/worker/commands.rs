@@ -17,7 +17,7 @@ use crate::{
         published::add,
         reason::Reason,
     },
-    limits::{COMMANDS_A_SWEEP, EVENT_RING, FRAME_HEADROOM},
+    limits::{COMMANDS_A_SWEEP, EVENT_RING, FRAME_HEADROOM, PACKET_SLOTS},
     wire::{OVERLAY_BYTES, ethernet, icmp, icmp6, relay, write},
 };
 
@@ -26,6 +26,9 @@ const _: () = assert!(RESERVED_FOR_ANSWERS < EVENT_RING, "punts have some of the
 impl<D: Driver> Worker<D> {
     /// Bounded, so that a burst of commands does not hold packets up; stops early where an answer might not fit.
     pub(super) fn apply_commands(&mut self) -> usize {
+        if self.commands.is_empty() {
+            return 0;
+        }
         if let Ok(next) = self.commands.read_chunk(self.commands.slots().min(COMMANDS_A_SWEEP)) {
             let (first, rest) = next.as_slices();
             ahead::new_flows(&self.context, self.driver.frames(), first.iter().chain(rest));
@@ -55,7 +58,7 @@ impl<D: Driver> Worker<D> {
                 if let Some(fan) = self.context.fans.get_mut(fan as usize)
                     && fan.set_link(path, link)
                 {
-                    self.width = self.width.max(fan.width());
+                    self.begin_max = self.begin_max.min(PACKET_SLOTS / fan.width().max(1));
                 }
             }
             Command::SetSlot { slot, generation, role, fan, up, down } => {

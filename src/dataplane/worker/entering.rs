@@ -56,38 +56,50 @@ impl<D: Driver> Worker<D> {
     }
 
     /// As long as there is more room than is `kept`; every worker has its turn to be the first.
+    #[inline]
     pub(super) fn take_handed_over(&mut self, kept: usize) {
-        let workers = self.from_workers.len();
-        for step in 0..workers {
-            let from = (self.from_first + step) % workers;
-            while self.from_workers[from].as_ref().is_some_and(|ring| !ring.is_empty())
-                && self.room() > kept
-                && !self.context.spare.is_empty()
-            {
-                let Some(Ok(chunk)) = self.from_workers[from].as_mut().map(|ring| ring.read_chunk(1)) else { break };
-                let over = &chunk.as_slices().0[0];
-                let frame = self.context.spare.pop().expect("checked above");
-                let (about, bytes) = (over.about, over.bytes());
-                self.driver.frames().frame(frame)[handoff::OFFSET..handoff::OFFSET + bytes.len()]
-                    .copy_from_slice(bytes);
-                let packet = Packet {
-                    frame,
-                    offset: handoff::OFFSET as u16,
-                    length: about.length,
-                    l3: handoff::OFFSET as u16 + about.l3,
-                    l4: handoff::OFFSET as u16 + about.l4,
-                    interface: about.interface,
-                    protocol: about.protocol,
-                    received: about.received,
-                    has_waited: true,
-                    handoffs: about.handoffs,
-                    fragment: about.fragment,
-                    ports: about.ports,
-                    ..Packet::EMPTY
-                };
-                chunk.commit_all();
-                self.context.inject(packet, about.node).expect("there is room");
+        let mut from = self.from_first;
+        for _ in 0..self.from_workers.len() {
+            if self.from_workers[from].as_ref().is_some_and(|ring| !ring.is_empty()) {
+                self.take_handed_over_by(from, kept);
             }
+            from = self.after(from);
+        }
+    }
+
+    /// The worker whose turn comes after that of `worker`.
+    #[inline]
+    pub(super) fn after(&self, worker: usize) -> usize {
+        if worker + 1 < self.from_workers.len() { worker + 1 } else { 0 }
+    }
+
+    fn take_handed_over_by(&mut self, from: usize, kept: usize) {
+        while self.from_workers[from].as_ref().is_some_and(|ring| !ring.is_empty())
+            && self.room() > kept
+            && !self.context.spare.is_empty()
+        {
+            let Some(Ok(chunk)) = self.from_workers[from].as_mut().map(|ring| ring.read_chunk(1)) else { break };
+            let over = &chunk.as_slices().0[0];
+            let frame = self.context.spare.pop().expect("checked above");
+            let (about, bytes) = (over.about, over.bytes());
+            self.driver.frames().frame(frame)[handoff::OFFSET..handoff::OFFSET + bytes.len()].copy_from_slice(bytes);
+            let packet = Packet {
+                frame,
+                offset: handoff::OFFSET as u16,
+                length: about.length,
+                l3: handoff::OFFSET as u16 + about.l3,
+                l4: handoff::OFFSET as u16 + about.l4,
+                interface: about.interface,
+                protocol: about.protocol,
+                received: about.received,
+                has_waited: true,
+                handoffs: about.handoffs,
+                fragment: about.fragment,
+                ports: about.ports,
+                ..Packet::EMPTY
+            };
+            chunk.commit_all();
+            self.context.inject(packet, about.node).expect("there is room");
         }
     }
 }
