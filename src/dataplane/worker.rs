@@ -1,7 +1,7 @@
 //! A worker: its tables, and the loop that takes packets through the graph.
 //!
 //! One [`Worker::sweep`] is: apply commands, receive, visit each node of the [graph](super::graph) that packets come to, in
-//! order, transmit.
+//! order, transmit; what can wait until the packets have left comes after that.
 //! The order matters at one place: commands come first, so that a packet that was sent because a session is
 //! set up always finds it. Nothing in a sweep waits, locks or allocates.
 
@@ -372,6 +372,7 @@ impl<D: Driver> Worker<D> {
         for frame in self.context.finished.drain(..) {
             self.driver.release(frame);
         }
+        self.driver.replenish();
         let shown = &self.context.published.worker;
         shown.waiting.store(self.context.waiting.count() as u64, Relaxed);
         add(&shown.sweeps, 1);

@@ -42,9 +42,12 @@ pub trait Driver {
     /// The memory of the frames.
     fn frames(&mut self) -> &mut Frames;
 
-    /// Fills `into` from the front with packets that came in; returns how many. Also the place where finished
-    /// transmissions are reaped and the fill rings fed.
+    /// Fills `into` from the front with packets that came in; returns how many.
     fn receive(&mut self, into: &mut [Received]) -> usize;
+
+    /// Gets back the frames of what was sent, and gives the kernel others to receive into. Called once a sweep, when its packets
+    /// have left.
+    fn replenish(&mut self) {}
 
     /// A free frame for a packet that begins here.
     fn allocate(&mut self) -> Option<u32>;

@@ -90,7 +90,7 @@ pub struct XdpDriver {
     sockets: Vec<XdpSocket>,
     /// By interface number: the socket that sends.
     senders: Vec<usize>,
-    /// The socket that is asked first by the next `receive`, so that a flooded queue does not starve the others.
+    /// The socket that comes first in this sweep, so that a flooded queue does not starve the others.
     next: usize,
     /// Frames the worker has.
     held: usize,
@@ -218,6 +218,12 @@ impl XdpDriver {
         self.memory.free() + in_rings + self.held == self.memory_count()
     }
 
+    /// The socket whose turn is next. (A division takes longer than the look at an empty ring.)
+    #[inline]
+    fn after(&self, number: usize) -> usize {
+        if number + 1 < self.sockets.len() { number + 1 } else { 0 }
+    }
+
     fn memory_count(&self) -> usize {
         self.memory.count() as usize
     }
@@ -229,20 +235,26 @@ impl Driver for XdpDriver {
     }
 
     fn receive(&mut self, into: &mut [Received]) -> usize {
+        self.next = self.after(self.next);
+        let (mut count, mut number) = (0, self.next);
+        for _ in 0..self.sockets.len() {
+            count += self.sockets[number].receive(&mut self.memory, &mut into[count..]);
+            number = self.after(number);
+        }
+        self.held += count;
+        count
+    }
+
+    fn replenish(&mut self) {
         for socket in &mut self.sockets {
             socket.reap(&mut self.memory);
         }
-        let mut count = 0;
-        for turn in 0..self.sockets.len() {
-            let number = (self.next + turn) % self.sockets.len();
-            let socket = &mut self.sockets[number];
-            socket.refill(&mut self.memory);
-            count += socket.receive(&mut self.memory, &mut into[count..]);
+        let mut number = self.next;
+        for _ in 0..self.sockets.len() {
+            self.sockets[number].refill(&mut self.memory);
+            number = self.after(number);
         }
-        self.next = (self.next + 1) % self.sockets.len();
-        self.held += count;
         debug_assert!(self.is_frame_count_right(), "{self:?}");
-        count
     }
 
     fn allocate(&mut self) -> Option<u32> {
