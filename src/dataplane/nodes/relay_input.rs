@@ -38,15 +38,17 @@ fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
         };
         match look_up(context, ip, slot) {
             Ok(NodeId::RelayForward) => admit(context, &Claim::of(ip), slot, NodeId::RelayForward, &mut onwards),
-            Ok(next) => context.claims.wait(slot, next, Claim::of(ip)),
+            Ok(next) => context.claims.wait(slot, next),
             Err(verdict) => context.leave(slot, NodeId::RelayInput, verdict),
         }
     });
     for place in 0..std::mem::take(&mut context.claims.waiting_count) {
-        let (slot, next, claim) = context.claims.waiting[place];
+        let (slot, next) = context.claims.waiting[place];
+        let slot = usize::from(slot);
+        let claim = Claim::of(context.packets[slot].headers(frames).expect("they were looked up"));
         match next {
-            NodeId::EntryUp => admit_client(context, &claim, slot.into()),
-            _ => admit(context, &claim, slot.into(), next, &mut onwards),
+            NodeId::EntryUp => admit_client(context, &claim, slot),
+            _ => admit(context, &claim, slot, next, &mut onwards),
         }
     }
     verify_clients(context, &mut onwards);
@@ -54,7 +56,6 @@ fn relay_input(context: &mut Context, frames: &mut Frames, batch: Bitmap) {
 }
 
 /// What a packet says of itself.
-#[derive(Clone, Copy)]
 struct Claim {
     tagged: relay::Tagged,
     tag: u64,
@@ -79,7 +80,7 @@ pub(in crate::dataplane) struct Claims {
     claimants: [(u8, u64); PACKET_SLOTS],
     /// Those for whose path's memory was asked.
     waiting_count: usize,
-    waiting: [(u8, NodeId, Claim); PACKET_SLOTS],
+    waiting: [(u8, NodeId); PACKET_SLOTS],
 }
 
 const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
@@ -87,7 +88,7 @@ const _: () = assert!(PACKET_SLOTS <= 256, "a byte holds a packet slot");
 impl Claims {
     /// None.
     pub(in crate::dataplane) fn new() -> Self {
-        let waiting = [(0, NodeId::RelayInput, Claim::of(&[0; OVERLAY_BYTES])); PACKET_SLOTS];
+        let waiting = [(0, NodeId::RelayInput); PACKET_SLOTS];
         Self { tags: Tags::new(), claimants: [(0, 0); PACKET_SLOTS], waiting_count: 0, waiting }
     }
 
@@ -98,8 +99,8 @@ impl Claims {
     }
 
     #[inline]
-    fn wait(&mut self, slot: usize, next: NodeId, claim: Claim) {
-        self.waiting[self.waiting_count] = (slot as u8, next, claim);
+    fn wait(&mut self, slot: usize, next: NodeId) {
+        self.waiting[self.waiting_count] = (slot as u8, next);
         self.waiting_count += 1;
     }
 }
