@@ -12,6 +12,15 @@ pub fn sum(bytes: &[u8], sum: u32) -> u32 {
 /// section 2 (B)).
 #[inline]
 fn folded(bytes: &[u8]) -> u16 {
+    let mut total = total(bytes);
+    total = (total & 0xffff_ffff) + (total >> 32);
+    total = (total & 0xffff_ffff) + (total >> 32);
+    fold(total as u32)
+}
+
+/// The same before it is folded: a number that leaves the same remainder by all ones.
+#[inline]
+fn total(bytes: &[u8]) -> u64 {
     let mut total = 0u64;
     let mut words = bytes.chunks_exact(4);
     for word in &mut words {
@@ -20,10 +29,7 @@ fn folded(bytes: &[u8]) -> u16 {
     let mut last = [0u8; 4];
     let rest = words.remainder();
     last[..rest.len()].copy_from_slice(rest);
-    total += u64::from(u32::from_ne_bytes(last));
-    total = (total & 0xffff_ffff) + (total >> 32);
-    total = (total & 0xffff_ffff) + (total >> 32);
-    fold(total as u32)
+    total + u64::from(u32::from_ne_bytes(last))
 }
 
 /// Folds a sum to 16 bits.
@@ -43,7 +49,9 @@ pub fn of(bytes: &[u8]) -> u16 {
 /// True where `bytes`, checksum field included, sum to all ones.
 #[inline]
 pub fn is_valid(bytes: &[u8]) -> bool {
-    folded(bytes) == 0xffff // the same in either byte order
+    // The same in either byte order. One multiplication, where folding takes a dozen instructions.
+    let total = total(bytes);
+    total != 0 && total.is_multiple_of(0xffff)
 }
 
 /// The sum of the IPv4 pseudo-header of UDP and TCP.
@@ -123,6 +131,18 @@ mod tests {
             let old = crate::wire::read_u16(&bytes, 2);
             bytes[2..4].copy_from_slice(&new.to_be_bytes());
             proptest::prop_assert_eq!(Delta::default().word(old, new).apply(field), of(&bytes));
+        }
+
+        #[test]
+        fn bytes_are_valid_where_their_folded_sum_is_all_ones(mut bytes in proptest::collection::vec(0u8.., 0..64), zeros in 0usize..64) {
+            bytes.iter_mut().take(zeros).for_each(|byte| *byte = 0);
+            proptest::prop_assert_eq!(is_valid(&bytes), fold(sum(&bytes, 0)) == 0xffff);
+            if bytes.len() >= 2 {
+                bytes[..2].fill(0);
+                let field = of(&bytes);
+                bytes[..2].copy_from_slice(&field.to_be_bytes());
+                proptest::prop_assert!(is_valid(&bytes));
+            }
         }
 
         #[test]
