@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON := vm-testbed/netns vm-testbed/demo vm-testbed/paced-udp $(wildcard vm-testbed/testbed/*.py) perf/cases/veth $(wildcard perf/veth/*.py)
-BASH := scripts/install .ci/run
+PYTHON := vm-testbed/netns vm-testbed/vm vm-testbed/demo vm-testbed/paced-udp $(wildcard vm-testbed/testbed/*.py) perf/cases/veth $(wildcard perf/veth/*.py)
+BASH := scripts/install .ci/run vm-testbed/guest/init vm-testbed/guest/session
 
 .PHONY: help install build demo test check up down clean
 
