@@ -1,6 +1,7 @@
 //! End to end: real programs and sockets, real `starnet` processes, in network namespaces.
 //!
-//! Each test brings a testbed of its own up and takes it down, one at a time. Root is needed.
+//! Each test brings a testbed of its own up and takes it down, one at a time. Root is needed, and Debian's archive when the
+//! tests in a virtual machine run for the first time.
 
 mod errors;
 mod faults;
@@ -17,6 +18,7 @@ mod servers6;
 mod stun;
 mod support;
 mod traffic;
+mod vm;
 /// An example is either run or tested: `cargo test` builds the wire for the testbed, and tests it from here.
 #[allow(dead_code, reason = "its main is the example's")]
 #[path = "../../vm-testbed/wire.rs"]

@@ -28,6 +28,11 @@ pub(crate) const ENTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
 /// One testbed at a time: they share two cores.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test has a testbed.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Namespaces, links and starnet processes of one topology, until dropped.
 pub(crate) struct Testbed {
     name: String,
@@ -38,8 +43,7 @@ impl Testbed {
     /// Brings a topology of `vm-testbed/topologies` up, its overlay ready to carry traffic.
     pub(crate) fn up(name: &str, topology: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests make network namespaces: run them as root");
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let testbed = Self { name: testbed_name(name), _turn: turn };
+        let testbed = Self { name: testbed_name(name), _turn: turn() };
         // What an earlier run left that was killed.
         testbed.netns(&["down"]);
         testbed.bring_up_as(&testbed.name, topology);

@@ -12,7 +12,6 @@ CONTROL_PORT = 4433  # outside the reserved range: control messages go through t
 PORTS = "40000-49999"
 INSIDE = "100.64.0.{}"
 TUN_MTU = 1400  # 1500 less what the overlay adds, rounded down
-READY_S = 60
 
 
 def configure(state, topology):
@@ -182,22 +181,26 @@ def show(state, host, view):
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def start_all(state, topology, progress):
+def start_all(state, topology, patience_s, progress):
     """Starts controller, nodes and clients, each once what it needs is there."""
+
+    def wait(what, condition):
+        wait_for(state, what, condition, patience_s, progress)
+
     hosts = [host for host in topology.hosts.values() if host.runs_starnet]
     for host in hosts:
         if host.role != "client":
             start(state, host)
     gateways = topology.with_role("gateway")
     if gateways:
-        wait_for(state, "the gateway", lambda: all(show(state, host.name, "node") for host in gateways), progress)
+        wait("the gateway", lambda: all(show(state, host.name, "node") for host in gateways))
     if not topology.with_role("controller"):
         return
-    wait_for(state, "the nodes to register and to measure their links", lambda: measured(state, topology), progress)
+    wait("the nodes to register and to measure their links", lambda: measured(state, topology))
     clients = [host for host in hosts if host.role == "client"]
     for host in clients:
         start(state, host)
-    wait_for(state, "the clients' sessions", lambda: all(has_session(state, host) for host in clients), progress)
+    wait("the clients' sessions", lambda: all(has_session(state, host) for host in clients))
 
 
 def measured(state, topology):
@@ -217,16 +220,16 @@ def has_session(state, host):
     return bool(sessions) and all(session["state"] == "ready" for session in sessions)
 
 
-def wait_for(state, what, condition, progress):
+def wait_for(state, what, condition, patience_s, progress):
     progress(f"waiting for {what}")
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + patience_s
     while not condition():
         for record in state.processes:
             if not processes.running(record):
                 raise Failed(f"{record['program']} ended:\n{tail(state, record['program'])}")
         if time.monotonic() > deadline:
             logs = "\n".join(f"--- {record['program']}\n{tail(state, record['program'])}" for record in state.processes)
-            raise Failed(f"waited {READY_S} s in vain for {what}; the ends of the logs:\n{logs}")
+            raise Failed(f"waited {patience_s} s in vain for {what}; the ends of the logs:\n{logs}")
         time.sleep(0.1)
 
 
