@@ -142,7 +142,9 @@ fn examine(config: Option<Result<NodeConfig, crate::config_file::ConfigError>>) 
             let mtu = text(&format!("/sys/class/net/{name}/mtu")).trim().parse().ok();
             let queues = receive_queues(name).unwrap_or(Queues::ONE);
             findings.push(interface(name, mtu, queues, config.workers));
-            findings.push(rss(name, kernel::read_rss(name), kernel::rule_support(name), config.workers));
+            let is_inside = config.gateway.as_ref().is_some_and(|gateway| gateway.inside.contains(name));
+            let rules = if is_inside { RuleSupport::None } else { kernel::rule_support(name) };
+            findings.push(rss(name, kernel::read_rss(name), rules, config.workers));
         }
     }
     findings
@@ -310,7 +312,9 @@ fn rss(name: &str, told: nix::Result<Option<Rss>>, rules: RuleSupport, workers: 
         return Finding::ok("RSS", format!("{name}: no matter with one worker"));
     }
     let without_hash = |why: &str, fix: String| match rules {
-        RuleSupport::On => Finding::ok("RSS", format!("{name}: {why}; the node will give it rules by ports")),
+        RuleSupport::On => {
+            Finding::ok("RSS", format!("{name}: {why}; the node will try rules by ports, `starnet show node` tells"))
+        }
         RuleSupport::Off => {
             let found = format!("{name}: {why}; packets are handed over between workers");
             let fixes = [fix, format!("ethtool -K {name} ntuple on")];
@@ -337,9 +341,6 @@ fn rss(name: &str, told: nix::Result<Option<Rss>>, rules: RuleSupport, workers: 
     let deaf =
         [("udp4", udp4), ("tcp4", tcp4)].into_iter().filter(|(_, input)| *input != Some(Input::AddressesAndPorts));
     let mut fixes: Vec<String> = deaf.map(|(kind, _)| format!("ethtool -N {name} rx-flow-hash {kind} sdfn")).collect();
-    if !fixes.is_empty() && rules == RuleSupport::On {
-        return without_hash(&found, String::new());
-    }
     let entries = rss.entries();
     let is_idle = |worker: usize| entries.iter().skip(worker).step_by(workers).all(|count| *count == 0);
     if (0..workers).any(is_idle) {
@@ -438,8 +439,9 @@ mod tests {
         let not_told = || Err(nix::errno::Errno::EOPNOTSUPP);
         assert_eq!(found(not_told(), RuleSupport::On), (State::Ok, String::new()));
         assert_eq!(found(not_told(), RuleSupport::Off), (State::Slow, "ethtool -K e0 ntuple on".to_owned()));
-        assert_eq!(found(deaf(), RuleSupport::On), (State::Ok, String::new()));
-        assert_eq!(found(deaf(), RuleSupport::Off).1, "ethtool -N e0 rx-flow-hash udp4 sdfn");
+        for rules in [RuleSupport::On, RuleSupport::Off] {
+            assert_eq!(found(deaf(), rules).1, "ethtool -N e0 rx-flow-hash udp4 sdfn", "not every NIC can do ours");
+        }
         assert_eq!(
             found(Ok(None), RuleSupport::Off).1,
             "ethtool -X e0 hfunc toeplitz (and xfrm none), or ethtool -K e0 ntuple on"

@@ -101,12 +101,12 @@ pub enum KernelEvent {
         /// As it is now.
         now: Interface,
     },
-    /// How an interface spreads what it receives, at the start and whenever it changed; `None`: not known.
+    /// How an interface spreads what it receives, at the start and whenever it changed.
     Spread {
         /// The driver's number of the interface.
         interface: u8,
         /// As it is now.
-        now: Option<Spread>,
+        now: Spread,
     },
     /// How many receive queues an interface has, at the start and whenever it changed.
     Queues {

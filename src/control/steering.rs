@@ -29,8 +29,8 @@ const CLIENT_PORTS: u16 = u16::MAX - CLIENT_PORT_FIRST + 1;
 /// What is known of the NICs.
 #[derive(Debug)]
 pub(super) struct Steering {
-    /// By interface; `None`: not known.
-    spreads: Vec<Option<Spread>>,
+    /// By interface.
+    spreads: Vec<Spread>,
     /// They differ: then it counts which one a packet comes in by.
     is_mixed: bool,
     /// By which that is told; out of date where it does not count.
@@ -42,7 +42,7 @@ pub(super) struct Steering {
 impl Steering {
     pub(super) fn new(interfaces: usize, workers: usize) -> Self {
         let (routes, routes6) = (RouteTable::default(), RouteTable::default());
-        Self { spreads: vec![None; interfaces], is_mixed: false, routes, routes6, workers }
+        Self { spreads: vec![Spread::default(); interfaces], is_mixed: false, routes, routes6, workers }
     }
 
     /// Routes changed.
@@ -56,13 +56,13 @@ impl Steering {
     /// How the NIC spreads what comes from `address`.
     fn spread(&self, address: IpAddr) -> Option<&Spread> {
         if !self.is_mixed {
-            return self.spreads.first()?.as_ref();
+            return self.spreads.first();
         }
         let interface = match address {
             IpAddr::V4(address) => self.routes.lookup(address).first()?.interface,
             IpAddr::V6(address) => self.routes6.lookup(address).first()?.interface,
         };
-        self.spreads.get(usize::from(interface))?.as_ref()
+        self.spreads.get(usize::from(interface))
     }
 
     /// The answers of `remote` to what a binding of `worker` sends it. `None`: nothing is known of them.
@@ -115,7 +115,7 @@ impl Answers<'_> {
 impl Control {
     /// How an interface spreads what it receives has changed. What is set up from now on chooses its ports by that; what
     /// there is keeps those it has, and is handed over where they lead elsewhere.
-    pub(super) fn on_spread(&mut self, interface: u8, now: Option<Spread>) {
+    pub(super) fn on_spread(&mut self, interface: u8, now: Spread) {
         let steering = &mut self.steering;
         let Some(place) = steering.spreads.get_mut(usize::from(interface)) else { return };
         *place = now;
@@ -156,7 +156,7 @@ mod tests {
         let key: Vec<u8> = (1..=KEY_BYTES as u8).map(|byte| byte.wrapping_mul(37)).collect();
         let rss = Rss::new(&key, vec![2, 3], Inputs::ALL).unwrap();
         let mut steering = Steering::new(1, 2);
-        steering.spreads[0] = Some(Spread::Rss(rss.clone()));
+        steering.spreads[0] = Spread::by_hash(rss.clone());
         for worker in 0..2 {
             let port = steering.source_port(other, ours, worker, 49_152..49_408).unwrap();
             let tuple = Tuple::v4(ip4::UDP, (other, port), (*ours.ip(), ours.port()));

@@ -10,11 +10,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use super::{
-    gateway::OutsideAddress,
-    nat::outside::part,
-    rss::{End, Tuple},
-};
+use super::{gateway::OutsideAddress, nat::outside::part, rss::Tuple};
 use crate::wire::ip4;
 
 /// Which ports that hops are sent from are whose.
@@ -147,13 +143,28 @@ pub struct PortRules {
     pub count: usize,
 }
 
+/// Where a rule has a packet go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Steered {
+    /// By the class of the port it comes from.
+    BySource(Classes),
+    /// To the owner of the port it goes to.
+    ToOwner,
+}
+
 impl PortRules {
-    /// The classes of the ports at one end of `tuple`. `None`: no rule is about its packets by that end. So it is with those that are
-    /// answers, of which each port is the owner's.
-    pub fn classes_of(&self, tuple: &Tuple, end: End) -> Option<Classes> {
-        let (ours, classes) = self.hops?;
-        let is_hop = tuple.protocol == ip4::UDP && tuple.destination == (IpAddr::V4(*ours.ip()), ours.port());
-        (is_hop && end == End::Source).then_some(classes)
+    /// What they do with the packets of `tuple`, but for those to ports that are not NAT's. `None`: nothing.
+    pub fn steers(&self, tuple: &Tuple) -> Option<Steered> {
+        let (IpAddr::V4(address), port) = tuple.destination else { return None };
+        match self.hops {
+            Some((ours, classes)) if tuple.protocol == ip4::UDP && ours == SocketAddrV4::new(address, port) => {
+                Some(Steered::BySource(classes))
+            }
+            _ => {
+                let is_answer = matches!(tuple.protocol, ip4::UDP | ip4::TCP) && self.outside.contains(&address);
+                is_answer.then_some(Steered::ToOwner)
+            }
+        }
     }
 }
 
@@ -210,13 +221,13 @@ mod tests {
                 let hop = tuple(ip4::UDP, port, (*OURS.ip(), OURS.port()));
                 let queues: Vec<usize> =
                     rules.iter().filter(|rule| rule.has(&hop)).map(|rule| rule.queue.into()).collect();
-                let classes = in_force.classes_of(&hop, End::Source).unwrap();
+                let Some(Steered::BySource(classes)) = in_force.steers(&hop) else { panic!("no hop's") };
                 assert_eq!(queues, [classes.queue(port)]);
-                assert_eq!(in_force.classes_of(&hop, End::Destination), None);
             }
-            for other in [tuple(ip4::TCP, 1, (*OURS.ip(), 40_000)), tuple(ip4::UDP, 1, (*OURS.ip(), 40_001))] {
-                assert_eq!(in_force.classes_of(&other, End::Source), None);
-            }
+            let to = |protocol, address, port| in_force.steers(&tuple(protocol, 1, (address, port)));
+            assert_eq!(to(ip4::UDP, *OURS.ip(), 40_001), Some(Steered::ToOwner));
+            assert_eq!(to(ip4::TCP, *OURS.ip(), 40_001), Some(Steered::ToOwner));
+            assert_eq!([to(ip4::ICMP, *OURS.ip(), 0), to(ip4::UDP, Ipv4Addr::new(192, 0, 2, 2), 40_001)], [None; 2]);
         }
     }
 

@@ -108,10 +108,10 @@ fn write_nics(text: &mut Exposition, nics: &[Nic]) {
             nic.sockets.unwrap_or(0).into()
         }),
         (Gauge, "starnet_nic_rss_known", "1 where the NIC tells how it spreads what it receives.", |nic| {
-            nic.rss.is_some().into()
+            nic.rss().is_some().into()
         }),
         (Gauge, "starnet_nic_rules", "Rules of ours in the NIC that steer packets by their ports.", |nic| {
-            nic.rules as u64
+            nic.rules() as u64
         }),
         (Counter, "starnet_nic_rss_changes_total", "How often it has changed how it spreads.", |nic| nic.changes),
     ];
@@ -371,11 +371,11 @@ mod tests {
         nics.bound(0, queues(2));
         nics.hear(&KernelEvent::Queues { interface: 0, now: queues(3) });
         for key in [1, 2, 3] {
-            let now = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL).map(Spread::Rss);
-            nics.hear(&KernelEvent::Spread { interface: 0, now });
+            let rss = Rss::new(&[key; KEY_BYTES], vec![0, 1], Inputs::ALL);
+            nics.hear(&KernelEvent::Spread { interface: 0, now: Spread { rss, rules: None } });
         }
         let rules = PortRules { count: 12, ..PortRules::default() };
-        nics.hear(&KernelEvent::Spread { interface: 1, now: Some(Spread::Rules(rules)) });
+        nics.hear(&KernelEvent::Spread { interface: 1, now: Spread { rss: None, rules: Some(rules) } });
         let parsed = written(|text| write_nics(text, &nics.all()));
         let of = |name| ["e0", "e1"].map(|nic| parsed.value(name, &[("interface", nic)]).unwrap());
         assert_eq!(of("starnet_nic_queues"), [3.0, 0.0]);

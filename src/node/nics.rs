@@ -23,10 +23,7 @@ pub(super) struct Nics {
 pub(super) struct Nic {
     /// Its interface.
     pub(super) name: String,
-    /// How it spreads by its hash; none: it does not tell, or rules have more to say.
-    pub(super) rss: Option<RssView>,
-    /// How many rules of ours steer packets.
-    pub(super) rules: usize,
+    spread: Spread,
     /// How often it has changed how it spreads, since the sockets were bound.
     pub(super) changes: u64,
     /// When it did last.
@@ -57,7 +54,7 @@ impl Nics {
     /// The kernel's mirror has something to say, perhaps of a NIC.
     pub(super) fn hear(&self, event: &KernelEvent) {
         match event {
-            KernelEvent::Spread { interface, now } => self.change((*interface).into(), |nic| nic.spread(now.as_ref())),
+            KernelEvent::Spread { interface, now } => self.change((*interface).into(), |nic| nic.spread(now)),
             KernelEvent::Queues { interface, now } => self.change((*interface).into(), |nic| nic.count(*now)),
             _ => {}
         }
@@ -85,27 +82,37 @@ impl Nic {
         Some(format!("receive queues: {count}, with an AF_XDP socket: {sockets}; {what}; {back}start the node again"))
     }
 
-    fn spread(&mut self, now: Option<&Spread>) {
-        (self.rss, self.rules) = match now {
-            Some(Spread::Rss(rss)) => (Some(RssView::of(rss)), 0),
-            Some(Spread::Rules(rules)) => (None, rules.count),
-            None => (None, 0),
-        };
-        if self.sockets.is_none() {
+    /// How it spreads by its hash; none: it does not tell.
+    pub(super) fn rss(&self) -> Option<RssView> {
+        self.spread.rss.as_ref().map(RssView::of)
+    }
+
+    /// How many rules of ours steer packets before that.
+    pub(super) fn rules(&self) -> usize {
+        self.spread.rules.as_ref().map_or(0, |rules| rules.count)
+    }
+
+    fn spread(&mut self, now: &Spread) {
+        let before = std::mem::replace(&mut self.spread, now.clone());
+        // Rules follow the addresses, which is no change of the NIC's ways.
+        let is_same = before.rss == now.rss && before.rules.is_some() == now.rules.is_some();
+        if is_same || self.sockets.is_none() {
             return;
         }
         self.changes += 1;
         self.changed = Some(Instant::now());
         let interface = &self.name;
-        match &self.rss {
-            _ if self.rules > 0 => {}
-            Some(rss) => tracing::info!(
+        match (self.rss(), &now.rules) {
+            (_, Some(rules)) => {
+                tracing::info!(%interface, rules = rules.count, "the NIC steers by rules now, and else as its hash says");
+            }
+            (Some(rss), None) => tracing::info!(
                 %interface,
                 "the NIC spreads otherwise now, {rss}: new sessions and flows choose their ports by that, others are handed over"
             ),
-            None => tracing::warn!(
+            (None, None) => tracing::warn!(
                 %interface,
-                "the NIC does not tell any more how it spreads what it receives: packets are handed over"
+                "it is not known any more how the NIC spreads what it receives: packets are handed over"
             ),
         }
     }
@@ -139,12 +146,12 @@ mod tests {
     fn what_a_nic_is_at_the_start_is_no_change() {
         let nics = nics();
         let rss = Rss::new(&[7; KEY_BYTES], vec![0, 1, 1], Inputs::ALL);
-        nics.hear(&KernelEvent::Spread { interface: 1, now: rss.map(Spread::Rss) });
+        nics.hear(&KernelEvent::Spread { interface: 1, now: Spread { rss, rules: None } });
         nics.bound(1, Queues::ONE);
         let nic = || nics.all().remove(1);
-        assert_eq!((nic().rss.unwrap().entries, nic().changes, nic().changed.is_some()), (vec![1, 2], 0, false));
-        nics.hear(&KernelEvent::Spread { interface: 1, now: None });
-        assert_eq!((nic().rss.is_none(), nic().changes, nic().changed.is_some()), (true, 1, true));
+        assert_eq!((nic().rss().unwrap().entries, nic().changes, nic().changed.is_some()), (vec![1, 2], 0, false));
+        nics.hear(&KernelEvent::Spread { interface: 1, now: Spread::default() });
+        assert_eq!((nic().rss().is_none(), nic().changes, nic().changed.is_some()), (true, 1, true));
         assert_eq!(nics.all()[0].changes, 0);
     }
 

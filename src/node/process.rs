@@ -222,6 +222,7 @@ fn take_by(
         .filter_map(|interface| Some((interface.name().to_owned(), interface.take_rules()?)))
         .collect();
     Box::new(move |transit| {
+        // A NIC that is slow to take it costs hand-overs, nothing else.
         drop(kernel.steer(Steering { outside: nat_ports(own, transit), ..steering.clone() }));
         for (interface, rules) in &mut all {
             if let Err(error) = rules.set(transit) {

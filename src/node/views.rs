@@ -169,8 +169,8 @@ fn to_json(view: impl Serialize) -> Result<Value, String> {
 /// An interface with what its NIC does now.
 fn with(attached: &InterfaceView, nic: &Nic) -> InterfaceView {
     InterfaceView {
-        rss: nic.rss.clone(),
-        rules: nic.rules,
+        rss: nic.rss(),
+        rules: nic.rules(),
         rss_changes: nic.changes,
         rss_changed_s: nic.changed.map(|changed| changed.elapsed().as_secs()),
         queues: nic.queues.map(Queues::count),

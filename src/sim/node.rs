@@ -126,15 +126,16 @@ impl Node {
             is_woken: vec![true; usize::from(workers)],
         };
         let known = match knowledge {
-            Knowledge::None => None,
-            Knowledge::Right => Some(Spread::Rss(node.nic.clone())),
-            Knowledge::Wrong => Some(Spread::Rss(self::nic(workers, !seed))),
+            Knowledge::None => Spread::default(),
+            Knowledge::Right => Spread::by_hash(node.nic.clone()),
+            Knowledge::Wrong => Spread::by_hash(self::nic(workers, !seed)),
             Knowledge::Rules => {
                 let ours = SocketAddrV4::new(address, DATA_PORT);
                 let outside = OutsideAddress { address, first: identity.nat_port_first, last: identity.nat_port_last };
                 node.rules = [port_rules::hops(ours, workers), port_rules::answers(&outside, workers)].concat();
                 let hops = Some((ours, Classes::among(workers)));
-                Some(Spread::Rules(PortRules { hops, outside: vec![address], count: node.rules.len() }))
+                let rules = PortRules { hops, outside: vec![address], count: node.rules.len() };
+                Spread { rss: None, rules: Some(rules) }
             }
         };
         node.control.on_kernel(KernelEvent::Spread { interface: 0, now: known }, now);
@@ -165,8 +166,8 @@ impl Node {
 
     /// The control core hears how its NIC spreads.
     pub(super) fn tell_nic(&mut self, now: Nanos) {
-        let nic = Spread::Rss(self.nic.clone());
-        self.control.on_kernel(KernelEvent::Spread { interface: 0, now: Some(nic) }, now);
+        let nic = Spread::by_hash(self.nic.clone());
+        self.control.on_kernel(KernelEvent::Spread { interface: 0, now: nic }, now);
     }
 
     /// A control message came.

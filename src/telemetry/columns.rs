@@ -81,9 +81,10 @@ fn node(view: &NodeView) -> String {
     for interface in &view.interfaces {
         row("interface", format!("{}, XDP {}, AF_XDP {}", interface.name, interface.xdp, interface.bind));
         let spread = match (&interface.rss, interface.rules) {
-            (_, 1..) => format!("by ports, as {} rules of ours say", interface.rules),
             (Some(rss), 0) => rss.to_string(),
             (None, 0) => "it does not say how".to_owned(),
+            (Some(rss), rules) => format!("by {rules} rules of ours by ports, else {rss}"),
+            (None, rules) => format!("by {rules} rules of ours by ports, else it does not say how"),
         };
         let changed = interface.rss_changed_s.map_or_else(String::new, |seconds| {
             let ago = table::uptime(Duration::from_secs(seconds));

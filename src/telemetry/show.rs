@@ -121,7 +121,7 @@ pub struct InterfaceView {
     pub bind: String,
     /// How it spreads packets over its queues; none: it does not say.
     pub rss: Option<RssView>,
-    /// How many rules of ours in its table steer packets to queues by their ports (ntuple filters), where the hash is of no use.
+    /// How many rules of ours in its table steer packets to queues by their ports (ntuple filters), before its hash does.
     #[serde(default)]
     pub rules: usize,
     /// How often it has changed how it spreads, since the start of the node.

@@ -47,7 +47,7 @@ pub(super) fn ask() -> Reader {
 
 /// What was told of an interface.
 struct Told {
-    spread: Option<Spread>,
+    spread: Spread,
     queues: Option<Queues>,
 }
 
@@ -84,8 +84,9 @@ impl Nics {
 
     /// This is to be steered from now on.
     pub(super) fn steer(&mut self, wanted: Steering) {
-        self.rules.set(wanted);
-        self.due = 0;
+        if self.rules.set(wanted) {
+            self.due = 0;
+        }
     }
 
     /// Takes our rules out.
@@ -111,7 +112,7 @@ impl Nics {
             let queues = queues.or(before.as_ref().and_then(|before| before.queues));
             let hash_will_do = rss.as_ref().is_some_and(Rss::tells_ports);
             let rules = self.rules.keep(number, name, hash_will_do, queues.map_or(1, Queues::count));
-            let spread = rules.map(Spread::Rules).or(rss.map(Spread::Rss));
+            let spread = Spread { rss, rules };
             if before.as_ref().map(|before| &before.spread) != Some(&spread) {
                 events.push(KernelEvent::Spread { interface, now: spread.clone() });
             }
@@ -155,8 +156,10 @@ mod tests {
             Box::new(move |name| if name == "e0" { read.lock().unwrap().clone() } else { constant.clone() }),
             Box::new(OfKernel),
         );
-        let rss =
-            |interface, reading: &Reading| KernelEvent::Spread { interface, now: reading.rss.clone().map(Spread::Rss) };
+        let rss = |interface, reading: &Reading| KernelEvent::Spread {
+            interface,
+            now: Spread { rss: reading.rss.clone(), rules: None },
+        };
         let queues = |interface, reading: &Reading| KernelEvent::Queues { interface, now: reading.queues.unwrap() };
         let first = reading(1, 2);
         let expected = [rss(0, &first), queues(0, &first), rss(1, &other), queues(1, &other)];
@@ -169,7 +172,7 @@ mod tests {
         *now_is.lock().unwrap() = reading(2, 3);
         assert_eq!(follow(&mut nics, 20 * SECOND), [queues(0, &reading(2, 3))]);
         *now_is.lock().unwrap() = Reading { rss: None, queues: None };
-        assert_eq!(follow(&mut nics, 30 * SECOND), [KernelEvent::Spread { interface: 0, now: None }]);
+        assert_eq!(follow(&mut nics, 30 * SECOND), [KernelEvent::Spread { interface: 0, now: Spread::default() }]);
         *now_is.lock().unwrap() = reading(2, 3);
         assert_eq!(follow(&mut nics, 40 * SECOND), [rss(0, &reading(2, 3))]);
         assert_eq!(follow(&mut nics, 50 * SECOND), []);

@@ -19,7 +19,7 @@ const GET_ALL: u32 = 0x30;
 const DELETE: u32 = 0x31;
 const INSERT: u32 = 0x32;
 
-/// `RX_CLS_LOC_SPECIAL`: the driver chooses locations; `RX_CLS_LOC_ANY`: it is to.
+/// `RX_CLS_LOC_SPECIAL`: the driver can choose locations; `RX_CLS_LOC_ANY`: it is to.
 const CHOOSES_LOCATION: u32 = 0x8000_0000;
 const ANY_LOCATION: u32 = 0xffff_ffff;
 
@@ -34,8 +34,10 @@ const LOCATION: usize = 44;
 const RULE_COUNT: usize = 46;
 const LOCATIONS: usize = 47;
 
-/// Words of the fields of a kind of packet: two unions and their padding.
+/// Words of the fields of a packet: those of its kind, then (`FLOW_EXT`) VLAN and others.
 const FIELD_WORDS: usize = 18;
+const EXT: usize = 13;
+const FLOW_EXT: u32 = 0x8000_0000;
 
 /// More rules than any NIC has are no table.
 const RULES_MAX: u32 = 1 << 16;
@@ -45,7 +47,7 @@ type Request = [u32; RXNFC_WORDS];
 /// A NIC's table.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Table {
-    /// How many places it has, the first with the most to say. `None`: the driver puts rules where it likes, the more exact ones first.
+    /// How many places it has. `None`: the driver chooses one.
     pub(super) places: Option<u32>,
     /// Which are taken, and the rules there that could be ours by what they are about.
     pub(super) rules: Vec<(u32, Option<Rule>)>,
@@ -159,13 +161,17 @@ fn encode(rule: &Rule, place: Option<u32>) -> Request {
 
 /// The rule in an answer. `None`: it is about other things than a [`Rule`] is.
 fn decode(answer: &Request) -> Option<Rule> {
-    let protocol = match answer[FLOW] {
+    // Some drivers (ixgbe) say FLOW_EXT of every rule, also of those without a VLAN or other such fields.
+    let protocol = match answer[FLOW] & !FLOW_EXT {
         TCP4 => ip4::TCP,
         UDP4 => ip4::UDP,
         _ => return None,
     };
     let (fields, masks) = (&answer[FIELDS..][..FIELD_WORDS], &answer[MASKS..][..FIELD_WORDS]);
-    let is_plain = masks[0] == 0 && masks[1] == u32::MAX && masks[3..].iter().all(|mask| *mask == 0);
+    let is_plain = masks[0] == 0
+        && masks[1] == u32::MAX
+        && masks[3..].iter().all(|mask| *mask == 0)
+        && fields[EXT..].iter().all(|field| *field == 0);
     let ports = |words: &[u32]| {
         let [a, b, c, d] = words[2].to_ne_bytes();
         [[a, b], [c, d]].map(u16::from_be_bytes)
@@ -232,7 +238,9 @@ mod tests {
         };
         assert!(decode(&ours).is_some());
         assert_eq!(with(FLOW, 5), None, "TCP over IPv6");
-        assert_eq!(with(FLOW, UDP4 | 0x8000_0000), None, "with a VLAN");
+        assert_eq!(with(FLOW, UDP4 | FLOW_EXT), decode(&ours), "which says nothing");
+        assert_eq!([with(FIELDS + 15, 1), with(MASKS + 15, 1)], [None; 2], "a VLAN");
+        assert_eq!(with(FLOW, UDP4 | 0x2000_0000), None, "a table of RSS");
         assert_eq!(with(MASKS, 0xff), None, "a source address");
         assert_eq!(with(MASKS + 1, 0xff), None, "a network");
         assert_eq!(with(MASKS + 3, 1), None, "a type of service");

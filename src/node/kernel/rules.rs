@@ -1,7 +1,8 @@
 //! Keeps our rules in the NICs' tables: where the hash does not let a queue be chosen and rules are switched on, and only there.
 //!
 //! A rule outlives the program that put it in, so ours are known by what they are about: those of a run that was killed are taken
-//! over or taken out. Other rules are left alone.
+//! over or taken out, for as long as the addresses and ports are the same. A rule that is about nothing but NAT's ports is taken for
+//! ours, whoever wrote it; others are left alone.
 
 use std::net::SocketAddrV4;
 
@@ -55,9 +56,10 @@ enum State {
 
 struct Written {
     wanted: Steering,
-    /// How many rules there were then, with those that are not ours.
+    /// How many rules there were then, with those that are not ours. `None`: it is to be tried again.
     count: Option<u32>,
     in_force: Option<PortRules>,
+    error: Option<Errno>,
 }
 
 impl RuleKeeper {
@@ -66,45 +68,35 @@ impl RuleKeeper {
         Self { tables, wanted: None, nics: (0..nics).map(|_| State::default()).collect() }
     }
 
-    /// This is wanted from now on.
-    pub(super) fn set(&mut self, wanted: Steering) {
+    /// This is wanted from now on. True where it is something else than before.
+    pub(super) fn set(&mut self, wanted: Steering) -> bool {
+        let is_new = self.wanted.as_ref() != Some(&wanted);
         self.wanted = Some(wanted);
+        is_new
     }
 
     /// Puts what is wanted into the table of the NIC `name`, number `nic`, with so many queues; takes it out where the hash will do.
     /// Returns the rules that are in force.
     pub(super) fn keep(&mut self, nic: usize, name: &str, hash_will_do: bool, queues: u32) -> Option<PortRules> {
         let wanted = self.wanted.clone()?;
-        if !self.tables.is_on(name) {
-            // What was in it is void, and perhaps gone.
-            self.nics[nic] = State::Unknown;
-            return None;
-        }
         let is_there = wanted.interfaces.get(nic).is_some_and(|is_there| *is_there);
         let is_of_use = wanted.workers > 1 && queues >= wanted.workers.into() && !hash_will_do;
-        if !(is_there && is_of_use) {
+        // Switched off, most drivers empty the table, and some go by it all the same (mlx5).
+        if !(is_there && is_of_use && self.tables.is_on(name)) {
             self.clean(nic, name);
             return None;
         }
         let before = std::mem::take(&mut self.nics[nic]);
         let count = self.tables.count(name).ok();
         let written = match before {
-            State::Written(written) if written.wanted == wanted && written.count == count => written,
+            State::Written(written) if written.wanted == wanted && written.count == count && count.is_some() => written,
             before => {
-                let of_before = match before {
-                    State::Written(written) => written.wanted,
-                    _ => Steering::default(),
+                let before = match before {
+                    State::Written(written) => written,
+                    _ => Written { wanted: Steering::default(), count: None, in_force: None, error: None },
                 };
-                self.take_out(name, |rule| of_before.is_about(rule) && !wanted.is_about(rule));
-                let in_force = self.write(name, &wanted);
-                if let Some(rules) = &in_force {
-                    tracing::info!(
-                        interface = name,
-                        rules = rules.count,
-                        "rules in the NIC steer packets by their ports"
-                    );
-                }
-                Written { wanted, count: self.tables.count(name).ok(), in_force }
+                self.take_out(name, |rule| before.wanted.is_about(rule) && !wanted.is_about(rule));
+                self.write(name, wanted, &before)
             }
         };
         let in_force = written.in_force.clone();
@@ -133,25 +125,34 @@ impl RuleKeeper {
     }
 
     /// Makes the table what is wanted, as far as the NIC goes along.
-    fn write(&mut self, name: &str, wanted: &Steering) -> Option<PortRules> {
+    fn write(&mut self, name: &str, wanted: Steering, before: &Written) -> Written {
         let workers = wanted.workers;
         let hops: Vec<Rule> = wanted.ours.map(|ours| hops(ours, workers)).unwrap_or_default();
         let answers: Vec<Vec<Rule>> = wanted.outside.iter().map(|outside| answers(outside, workers)).collect();
         let is_due = |rule: &Rule| hops.contains(rule) || answers.iter().flatten().any(|due| due == rule);
         self.take_out(name, |rule| wanted.is_about(rule) && !is_due(rule));
         let mut in_force = PortRules::default();
-        if let Err(error) = self.add(name, wanted, &hops, &answers, &mut in_force) {
-            let (rules, of) = (in_force.count, hops.len() + answers.iter().flatten().count());
-            tracing::warn!(
-                interface = name,
-                "the NIC refuses a rule by ports ({error}): {rules} of {of} are in force, what others are about is handed over"
-            );
+        let error = self.add(name, &wanted, &hops, &answers, &mut in_force).err();
+        if error.is_some() {
             let is_in_force = |rule: &Rule| {
                 in_force.hops.is_some() && hops.contains(rule) || in_force.outside.contains(&rule.destination)
             };
             self.take_out(name, |rule| wanted.is_about(rule) && !is_in_force(rule));
         }
-        (in_force.count > 0).then_some(in_force)
+        let (rules, of) = (in_force.count, hops.len() + answers.iter().flatten().count());
+        let in_force = (rules > 0).then_some(in_force);
+        match error {
+            None if before.in_force != in_force => {
+                tracing::info!(interface = name, rules, "rules in the NIC steer packets by their ports");
+            }
+            Some(error) if before.error != Some(error) || before.in_force != in_force => tracing::warn!(
+                interface = name,
+                "the NIC took {rules} of {of} rules by ports, then said {error}; what the others are about is handed over"
+            ),
+            _ => {}
+        }
+        let count = self.tables.count(name).ok().filter(|_| !error.is_some_and(may_pass));
+        Written { wanted, count, in_force, error }
     }
 
     /// Adds what is not there, the rules of hops first; `in_force` is what the NIC has accepted.
@@ -186,6 +187,12 @@ impl RuleKeeper {
     }
 }
 
+/// True for what a NIC says that is busy or not up: it is asked again. A rule that it cannot do or has no room for is tried again only
+/// when the table has changed.
+fn may_pass(error: Errno) -> bool {
+    !matches!(error, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSPC | Errno::ERANGE)
+}
+
 /// Adds rules to a table.
 struct Writer<'a> {
     name: &'a str,
@@ -217,7 +224,7 @@ impl<'a> Writer<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         collections::BTreeMap,
         net::Ipv4Addr,
@@ -227,7 +234,7 @@ mod tests {
     use super::*;
     use crate::dataplane::port_rules::Bits;
 
-    const OWN: OutsideAddress = outside(1);
+    pub(in super::super) const OWN: OutsideAddress = outside(1);
     const SECOND: OutsideAddress = outside(2);
 
     /// Sixteen ports, of which each of two workers has one block, each of three has two.
@@ -242,18 +249,20 @@ mod tests {
         size: u32,
         /// It takes rules by a part of a port.
         takes_parts: bool,
+        /// It takes none for the time being.
+        is_down: bool,
         rules: BTreeMap<u32, Option<Rule>>,
         writes: usize,
     }
 
     #[derive(Clone)]
-    struct OneNic(Arc<Mutex<Nic>>);
+    pub(in super::super) struct OneNic(Arc<Mutex<Nic>>);
 
     impl OneNic {
-        fn new(size: u32) -> Self {
-            let (is_on, has_places, takes_parts) = (true, true, true);
+        pub(in super::super) fn new(size: u32) -> Self {
+            let (is_on, has_places, takes_parts, is_down) = (true, true, true, false);
             let rules = BTreeMap::new();
-            Self(Arc::new(Mutex::new(Nic { is_on, has_places, size, takes_parts, rules, writes: 0 })))
+            Self(Arc::new(Mutex::new(Nic { is_on, has_places, size, takes_parts, is_down, rules, writes: 0 })))
         }
 
         fn change(&self, change: impl FnOnce(&mut Nic)) {
@@ -265,9 +274,10 @@ mod tests {
         }
 
         /// How many rules of hops and of answers there are.
-        fn ours(&self) -> (usize, usize) {
+        pub(in super::super) fn ours(&self) -> (usize, usize) {
             let nic = self.0.lock().unwrap();
-            let rules: Vec<&Rule> = nic.rules.values().flatten().collect();
+            let is_ours = |rule: &&Rule| rule.destination_port.value != 22;
+            let rules: Vec<&Rule> = nic.rules.values().flatten().filter(is_ours).collect();
             let hops = rules.iter().filter(|rule| rule.destination_port.mask == u16::MAX).count();
             (hops, rules.len() - hops)
         }
@@ -296,6 +306,9 @@ mod tests {
             let mut nic = self.0.lock().unwrap();
             let nic = &mut *nic;
             nic.writes += 1;
+            if nic.is_down {
+                return Err(Errno::EAGAIN);
+            }
             let is_whole = |bits: Bits| matches!(bits.mask, 0 | u16::MAX);
             if !(nic.takes_parts || is_whole(rule.source_port) && is_whole(rule.destination_port)) {
                 return Err(Errno::EINVAL);
@@ -314,7 +327,7 @@ mod tests {
         }
     }
 
-    fn wanted(workers: u8, outside: &[OutsideAddress]) -> Steering {
+    pub(in super::super) fn wanted(workers: u8, outside: &[OutsideAddress]) -> Steering {
         let ours = Some(SocketAddrV4::new(OWN.address, 40_000));
         Steering { workers, ours, outside: outside.to_vec(), interfaces: vec![true] }
     }
@@ -331,8 +344,9 @@ mod tests {
     #[test]
     fn rules_follow_what_is_wanted_and_are_written_only_where_they_differ() {
         let nic = OneNic::new(64);
-        // An operator's, at the places that come first to mind.
-        nic.change(|nic| nic.rules.extend([(63, None), (62, None)]));
+        // An operator's, at the places that come first to mind: one that is about other things, one about a port of the node's own.
+        let ssh = Rule { destination_port: Bits { value: 22, mask: u16::MAX }, ..answers(&OWN, 2)[0] };
+        nic.change(|nic| nic.rules.extend([(63, None), (62, Some(ssh))]));
         let mut keeper = nic.keeper();
         assert_eq!((keeper.keep(0, "e0", false, 16), nic.ours()), (None, (0, 0)), "nothing is wanted yet");
         assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), (Some(vec![1]), (2, 4)));
@@ -408,13 +422,25 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_are_switched_off_are_not_touched_and_written_when_they_are_switched_on() {
+    fn a_nic_that_is_not_up_is_asked_again() {
+        let nic = OneNic::new(64);
+        nic.change(|nic| nic.is_down = true);
+        let mut keeper = nic.keeper();
+        for _ in 0..3 {
+            assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), (None, (0, 0)));
+        }
+        nic.change(|nic| nic.is_down = false);
+        assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), (Some(vec![1]), (2, 4)));
+    }
+
+    #[test]
+    fn rules_that_are_switched_off_are_taken_out_and_written_when_they_are_switched_on() {
         let nic = OneNic::new(64);
         let mut keeper = nic.keeper();
-        nic.change(|nic| nic.is_on = false);
-        assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), (None, (0, 0)));
-        assert_eq!(nic.writes(), 0);
-        nic.change(|nic| nic.is_on = true);
-        assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), (Some(vec![1]), (2, 4)));
+        for is_on in [false, true, false, true] {
+            nic.change(|nic| nic.is_on = is_on);
+            let there = if is_on { (Some(vec![1]), (2, 4)) } else { (None, (0, 0)) };
+            assert_eq!(keep(&mut keeper, &nic, &wanted(2, &[OWN])), there);
+        }
     }
 }

@@ -398,8 +398,33 @@ fn a_change_of_rss_is_followed() {
             KernelEvent::Spread { interface: 0, now } => Some(now.clone()),
             _ => None,
         });
-        assert_eq!(heard, rss(told).map(Spread::Rss));
+        assert_eq!(heard, Spread { rss: rss(told), rules: None });
     }
+}
+
+#[test]
+fn rules_are_in_the_nic_when_whoever_asked_is_told_and_go_with_the_mirror() {
+    use super::rules::tests::{OWN, OneNic, wanted};
+    use crate::dataplane::rss::Queues;
+    let (here, _there) = Namespace::pair();
+    let nic = OneNic::new(64);
+    let tables = Box::new(nic.clone());
+    let four = Queues { rx: 4, combined: 0, rx_max: 4, combined_max: 0 };
+    let reader: Reader = Box::new(move |_| nics::Reading { rss: None, queues: Some(four) });
+    let (events, inbox) = mpsc::channel();
+    let sink = move |event| events.send(event).unwrap();
+    let start = move || KernelMirror::start_with(&["e0".into()], RECEIVE_BUFFER, (reader, tables), sink);
+    let (handle, _) = here.run(start).unwrap();
+    assert_eq!(nic.ours(), (0, 0), "the NIC may be another node's");
+    handle.steer(wanted(2, &[OWN])).recv().unwrap();
+    assert_eq!(nic.ours(), (2, 4));
+    let told = inbox.try_iter().filter_map(|event| match event {
+        KernelEvent::Spread { interface: 0, now } => Some(now.rules.map(|rules| rules.count)),
+        _ => None,
+    });
+    assert_eq!(told.last(), Some(Some(6)), "before whoever asked");
+    drop(handle);
+    assert_eq!(nic.ours(), (0, 0));
 }
 
 #[test]
