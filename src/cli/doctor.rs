@@ -16,7 +16,7 @@ use super::{Failure, print};
 use crate::{
     control,
     dataplane::{
-        driver::xdp::receive_queues,
+        driver::xdp::{KERNEL_MIN, receive_queues},
         rss::{Input, Inputs, Queues, Rss},
         worker,
     },
@@ -28,10 +28,6 @@ use crate::{
     rpc::token,
     telemetry::{show::RssView, table::Table},
 };
-
-/// The first kernel with what is used here: bpf_link for XDP (5.9), AF_XDP with shared UMEM (5.10), and memory of
-/// BPF maps no longer counted against RLIMIT_MEMLOCK (5.11).
-const KERNEL_MIN: (u32, u32) = (5, 11);
 
 /// Any wall clock before this (2025-01-01) was never set: tokens and certificates would be refused.
 const CLOCK_MIN_S: u64 = 1_735_689_600;
@@ -370,7 +366,7 @@ mod tests {
     #[test]
     fn a_kernel_is_new_enough_by_number_not_by_text() {
         assert_eq!(kernel("6.1.0-13-amd64\n").state, State::Ok);
-        assert_eq!(kernel("5.11-rc1").state, State::Ok);
+        assert_eq!(kernel("5.10-rc1").state, State::Ok);
         assert_eq!(kernel("5.9.16").state, State::Missing);
         assert_eq!(kernel("").state, State::Missing);
     }

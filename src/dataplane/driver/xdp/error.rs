@@ -4,6 +4,7 @@ use std::io;
 
 use nix::libc;
 
+use super::KERNEL_MIN;
 use crate::limits;
 
 /// Why an interface cannot be served by AF_XDP.
@@ -96,7 +97,11 @@ pub enum Error {
         generic: io::Error,
     },
     /// The kernel does not take the XDP program.
-    #[error("cannot load the XDP program: {why}; starnet needs Linux 5.15 or later with BPF and AF_XDP")]
+    #[error(
+        "cannot load the XDP program: {why}; starnet needs Linux {}.{} or later with BPF and AF_XDP",
+        KERNEL_MIN.0,
+        KERNEL_MIN.1
+    )]
     Load {
         /// What the loader says.
         why: String,
