@@ -220,9 +220,11 @@ impl<D: Driver> Worker<D> {
         self.release_fragments();
         // Half of the room first: what others are flooded with must not keep out what comes in here, nor the reverse.
         self.from_first = self.after(self.from_first);
-        self.take_handed_over(self.room() / 2);
+        let is_handed_some = self.take_handed_over(self.room() / 2);
         self.receive();
-        self.take_handed_over(0);
+        if is_handed_some {
+            self.take_handed_over(0);
+        }
         let has_packets = !self.context.pending.is_empty();
         if has_packets {
             self.visit_nodes();

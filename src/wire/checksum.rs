@@ -103,7 +103,7 @@ impl Delta {
     /// The checksum field that was `field` before the change.
     #[inline]
     pub fn apply(self, field: u16) -> u16 {
-        !fold(u32::from(!field) + u32::from(fold(self.0)))
+        !fold(self.0 + u32::from(!field))
     }
 }
 

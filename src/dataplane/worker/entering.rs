@@ -55,16 +55,17 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// As long as there is more room than is `kept`; every worker has its turn to be the first.
-    #[inline]
-    pub(super) fn take_handed_over(&mut self, kept: usize) {
-        let mut from = self.from_first;
+    /// As long as there is more room than is `kept`; every worker has its turn to be the first. True where there were any.
+    pub(super) fn take_handed_over(&mut self, kept: usize) -> bool {
+        let (mut from, mut is_handed_some) = (self.from_first, false);
         for _ in 0..self.from_workers.len() {
             if self.from_workers[from].as_ref().is_some_and(|ring| !ring.is_empty()) {
                 self.take_handed_over_by(from, kept);
+                is_handed_some = true;
             }
             from = self.after(from);
         }
+        is_handed_some
     }
 
     /// The worker whose turn comes after that of `worker`.
