@@ -53,8 +53,8 @@ def huge_pages():
 class Bed:
     """Three namespaces and two cables, gone at the end whatever happens."""
 
-    def __init__(self):
-        self.name = f"perf-veth-{os.getpid()}"
+    def __init__(self, number=0):
+        self.name = f"perf-veth-{os.getpid()}-{number}"
         self.directory = Path(tempfile.mkdtemp(prefix="starnet-perf-"))
         self.programs = []
 
@@ -116,6 +116,15 @@ class Bed:
     def stop(self, program):
         self.programs.remove(program)
         stop(program)
+
+    def pause(self):
+        """Nothing runs in here until it is resumed."""
+        for program in self.programs:
+            os.killpg(program.pid, signal.SIGSTOP)
+
+    def resume(self):
+        for program in self.programs:
+            os.killpg(program.pid, signal.SIGCONT)
 
     def log(self, name):
         with contextlib.suppress(FileNotFoundError):
