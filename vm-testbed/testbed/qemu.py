@@ -19,8 +19,8 @@ from . import Failed, initramfs
 
 PROGRAM = "qemu-system-x86_64"
 # The kernel would use CMPXCHG16B for each allocation, for which QEMU stops all other processors; and what a processor has
-# beyond these features costs when processes are switched.
-MACHINE = ("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Westmere,cx16=off",
+# beyond these features costs when processes are switched. Without RDRAND programs would wait for random numbers.
+MACHINE = ("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Westmere,rdrand=on,cx16=off",
            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 FILES = ("-fsdev", "local,id=files,path=/,security_model=none,readonly=on,multidevs=remap",
          "-device", "virtio-9p-pci,fsdev=files,mount_tag=host")
