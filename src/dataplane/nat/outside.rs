@@ -53,16 +53,15 @@ fn share(outside: &OutsideAddress, workers: u8) -> u32 {
 
 /// The ports of `outside` that `worker` of `workers` owns; none where there are fewer ports than workers.
 pub fn part(outside: &OutsideAddress, workers: u8, worker: usize) -> RangeInclusive<u16> {
-    let share = share(outside, workers);
-    part_of(outside.first, outside.last, share, worker)
+    part_of(outside.first, outside.last, share(outside, workers), worker)
 }
 
+const NO_PORTS: RangeInclusive<u16> = RangeInclusive::new(1, 0);
+
 fn part_of(first: u16, last: u16, share: u32, worker: usize) -> RangeInclusive<u16> {
-    #[allow(clippy::reversed_empty_ranges, reason = "no port")]
-    let none = 1..=0;
     let first = u32::from(first) + worker as u32 * share;
     let last = (first + share - 1).min(u32::from(last));
-    if first > last { none } else { first as u16..=last as u16 }
+    if first > last { NO_PORTS } else { first as u16..=last as u16 }
 }
 
 impl OutsideAddresses {
@@ -159,9 +158,7 @@ impl OutsideAddresses {
 
     /// The ports of address `number` that `worker` gives out; none where there are fewer ports than workers.
     pub fn ports_of(&self, number: u8, worker: usize) -> RangeInclusive<u16> {
-        #[allow(clippy::reversed_empty_ranges, reason = "no port")]
-        let none = 1..=0;
-        let Some(Place { first, last, share, .. }) = self.addresses[usize::from(number)] else { return none };
+        let Some(Place { first, last, share, .. }) = self.addresses[usize::from(number)] else { return NO_PORTS };
         part_of(first, last, share, worker)
     }
 }

@@ -54,6 +54,7 @@ enum State {
     Written(Written),
 }
 
+#[derive(Default)]
 struct Written {
     wanted: Steering,
     /// How many rules there were then, with those that are not ours. `None`: it is to be tried again.
@@ -93,7 +94,7 @@ impl RuleKeeper {
             before => {
                 let before = match before {
                     State::Written(written) => written,
-                    _ => Written { wanted: Steering::default(), count: None, in_force: None, error: None },
+                    _ => Written::default(),
                 };
                 self.take_out(name, |rule| before.wanted.is_about(rule) && !wanted.is_about(rule));
                 self.write(name, wanted, &before)
